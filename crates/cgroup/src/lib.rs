@@ -1,0 +1,1 @@
+//! Control groups of version 2, version 1 and hybrid hosts behind one small interface.

@@ -1,0 +1,1 @@
+//! The checkpoint archive and checkpoint image: writing, reading three dialects, inspection.

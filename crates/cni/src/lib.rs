@@ -1,0 +1,1 @@
+//! Container Network Interface: configuration lists, plugin execution and cached results.

@@ -1,0 +1,1 @@
+//! Content-addressed blobs on disk: ingest, verify, commit, read, delete.

@@ -1,0 +1,1 @@
+//! The gRPC services of CRI and of administration: validate, call, map errors.

@@ -1,0 +1,1 @@
+//! What is asked of CRIU (configuration, features) and what it says (log diagnosis, statistics).

@@ -1,0 +1,1 @@
+//! Images: references, manifests, unpacked layers, import, export, push, and their garbage collection.

@@ -1,0 +1,1 @@
+//! Execution of OCI runtimes (runc, crun): typed arguments, results and errors.

@@ -1,0 +1,1 @@
+//! Pods and containers: state machines, OCI specifications, checkpoint and restore, reconciliation.

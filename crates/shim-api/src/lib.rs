@@ -1,0 +1,169 @@
+//! What the daemon and the shim say to each other beyond containerd's Task and Sandbox APIs.
+//!
+//! The Task and Sandbox services carry everything that any shim can do. What only ours can do travels in two ways:
+//!
+//! - as the `options` of `Sandbox.CreateSandbox`: a [`SandboxSpec`] in JSON, with the type URL [`SANDBOX_SPEC_URL`];
+//! - over a third ttrpc service on the same socket, [`SERVICE`], whose payloads are JSON documents.
+//!
+//! The types here are plain data; sockets and processes are the business of the two sides.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Name of the ttrpc service that only our shim serves.
+pub const SERVICE: &str = "stasis.shim.v1.Shim";
+/// [`SERVICE`] method: [`CheckpointRequest`] to [`CheckpointReport`].
+pub const METHOD_CHECKPOINT: &str = "Checkpoint";
+/// [`SERVICE`] method: [`ReopenLogRequest`] to an empty JSON object.
+pub const METHOD_REOPEN_LOG: &str = "ReopenLog";
+/// Type URL of a [`SandboxSpec`] inside a protobuf `Any`; the value is its JSON.
+pub const SANDBOX_SPEC_URL: &str = "stasis.shim.v1/SandboxSpec";
+
+/// Scheme of a stdout or stderr URI that makes the shim write a CRI log file: `cri:///var/log/pods/…/0.log`.
+pub const CRI_LOG_SCHEME: &str = "cri://";
+
+/// Longest message in one line of a CRI log, in bytes; longer ones are split and tagged `P` (containerd's default).
+pub const CRI_LOG_LINE_MAX: usize = 16 * 1024;
+
+/// Where the shim finds or pins the things of one pod, below the pod's directory.
+pub mod layout {
+    /// Directory of the pinned namespaces: files `net`, `ipc`, `uts`, `pid`.
+    pub const NAMESPACES: &str = "ns";
+    /// Mount point of the pod's `/dev/shm`.
+    pub const SHM: &str = "shm";
+    /// Socket of the shim, mode 0600.
+    pub const SOCKET: &str = "shim.sock";
+    /// Process ID of the shim, in decimal.
+    pub const PID: &str = "shim.pid";
+    /// Log of the shim.
+    pub const LOG: &str = "shim.log";
+    /// Directory of freeze markers: one file for each container that is or may be frozen.
+    pub const MARKERS: &str = "frozen";
+    /// Directory of container bundles, one a container.
+    pub const BUNDLES: &str = "bundles";
+}
+
+/// Whether a pod has a namespace of its own or uses the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NamespaceSource {
+    /// A new namespace, pinned below the pod's directory.
+    New,
+    /// The host's; nothing is pinned.
+    Host,
+    /// Not shared by the pod: each container makes its own (PID namespaces in CRI mode CONTAINER).
+    PerContainer,
+}
+
+/// The pod's part of a sandbox: what `Sandbox.CreateSandbox` is to set up. The bundle path of that request is the
+/// pod's directory, absolute, mode 0700.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SandboxSpec {
+    /// Network namespace; a new one has `lo` up.
+    pub network: NamespaceSource,
+    /// IPC namespace.
+    pub ipc: NamespaceSource,
+    /// UTS namespace.
+    pub uts: NamespaceSource,
+    /// PID namespace; a new one is shared by all containers and gets the built-in init.
+    pub pid: NamespaceSource,
+    /// Host name, set in a new UTS namespace.
+    pub hostname: Option<String>,
+    /// Namespaced sysctls by dotted name, written inside the new namespaces.
+    pub sysctls: BTreeMap<String, String>,
+    /// Size of the pod's `/dev/shm` in bytes; none is mounted where the IPC namespace is the host's.
+    pub shm_size_bytes: u64,
+}
+
+/// Ends the current log file of a container and begins it again under the same path (after a rotation).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReopenLogRequest {
+    /// Task ID, which is the container's ID.
+    pub id: String,
+}
+
+/// Options of CRIU that a checkpoint may carry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CriuOptions {
+    /// Keep file locks. On by default, as in CRI-O.
+    pub file_locks: bool,
+    /// Keep established TCP connections.
+    pub tcp_established: bool,
+}
+
+impl Default for CriuOptions {
+    fn default() -> Self {
+        Self { file_locks: true, tcp_established: false }
+    }
+}
+
+/// A checkpoint of one running container into one archive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointRequest {
+    /// Task ID, which is the container's ID.
+    pub id: String,
+    /// Where the archive goes: written under a temporary name in the same directory, made durable, renamed. 0600.
+    pub archive: PathBuf,
+    /// Directory with members that the caller wrote (`config.dump`, `spec.dump`, `status.dump`, `status`, …); each
+    /// regular file in it becomes a member of the archive, in the order of the archive's format.
+    pub members: PathBuf,
+    /// Upper directory of the container's root file system, cut in the same freeze as its memory.
+    pub upper: PathBuf,
+    /// The container's current log, copied as `container.log`; none if it has none.
+    pub log: Option<PathBuf>,
+    /// Time after which the container runs again whatever happens, in milliseconds.
+    pub timeout_ms: u64,
+    /// Whether the container goes on running afterwards; else it is killed once the archive is durable.
+    pub leave_running: bool,
+    /// Options of CRIU.
+    pub criu: CriuOptions,
+}
+
+/// What a checkpoint cost.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointReport {
+    /// From the freezer's write to the thaw, in microseconds.
+    pub frozen_us: u64,
+    /// From the call to the durable archive, in microseconds.
+    pub total_us: u64,
+    /// Size of the archive in bytes.
+    pub archive_bytes: u64,
+    /// Pages of memory that CRIU wrote.
+    pub pages_written: u64,
+}
+
+/// Why the shim refused or failed an operation of [`SERVICE`]; the JSON of it is the message of the ttrpc status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ShimError {
+    /// What kind of failure.
+    pub reason: Reason,
+    /// For people: what was tried, on what, what was said, what to do.
+    pub message: String,
+}
+
+/// Kind of a [`ShimError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// No such container.
+    NotFound,
+    /// The container is not in a state that allows it.
+    FailedPrecondition,
+    /// The time was up; the container runs again.
+    DeadlineExceeded,
+    /// Another operation holds the container.
+    Busy,
+    /// No space, or a limit was met.
+    ResourceExhausted,
+    /// CRIU or the OCI runtime failed; the message holds the diagnosis.
+    Engine,
+    /// Anything else.
+    Internal,
+}

@@ -1,0 +1,1 @@
+//! Overlayfs snapshots; applying OCI layers to them and cutting layers from them.

@@ -1,0 +1,3 @@
+//! The daemon: configuration, start-up, signals.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Tasks and processes behind one interface, whatever shim runs them.
