@@ -1,0 +1,113 @@
+//! Small files that survive a crash, and a few facts about file systems. Knows nothing of what is in the files.
+
+use rustix::fs::{Mode, OFlags, fchmod, open, statvfs};
+use rustix::rand::{GetRandomFlags, getrandom};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Replaces `path` by a file that holds `bytes`, with exactly the permission bits of `mode`. After a crash at any moment
+/// the path names either the old content or the new; on an error the old content stays and no temporary file is left.
+pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let temporary = temporary_name(path)?;
+    let written = write_new(&temporary, bytes, mode).and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = written {
+        // The file may not exist, when creating it was what failed.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    sync_dir(parent(path))
+}
+
+/// Makes the names in a directory durable: files created, renamed or removed in it.
+pub fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// 32 random bytes as 64 hexadecimal digits: the form of pod, container and task IDs.
+pub fn random_id() -> String {
+    let mut bytes = [0u8; 32];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        // The kernel's generator gives up to 256 bytes at once and fails only when it is absent or interrupted.
+        filled += getrandom(&mut bytes[filled..], GetRandomFlags::empty()).unwrap_or(0);
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The bytes that may still be written, without the share reserved for root, on the file system that holds `path`.
+pub fn available_bytes(path: &Path) -> io::Result<u64> {
+    let stat = statvfs(path)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = File::from(open(path, flags, Mode::RUSR | Mode::WUSR)?);
+    file.write_all(bytes)?;
+    // Not by the mode of open, from which the umask is taken away.
+    fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?;
+    file.sync_all()
+}
+
+fn temporary_name(path: &Path) -> io::Result<PathBuf> {
+    let name = path
+        .file_name()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{}: not a file name", path.display())))?;
+    let mut temporary = OsString::from(".");
+    temporary.push(name);
+    temporary.push(format!(".{}.tmp", &random_id()[..16]));
+    Ok(path.with_file_name(temporary))
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn names(dir: &Path) -> Vec<OsString> {
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    }
+
+    #[test]
+    fn write_atomic_replaces_content_and_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        write_atomic(&path, b"old", 0o600).unwrap();
+        write_atomic(&path, b"new", 0o666).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o666);
+        assert_eq!(names(dir.path()), ["file"]);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("occupied");
+        fs::create_dir(&path).unwrap();
+        assert!(write_atomic(&path, b"x", 0o600).is_err());
+        assert_eq!(names(dir.path()), ["occupied"]);
+        assert!(path.is_dir());
+    }
+
+    #[test]
+    fn random_ids_are_64_hex_digits_and_differ() {
+        let (a, b) = (random_id(), random_id());
+        assert_ne!(a, b);
+        assert!(a.len() == 64 && a.bytes().all(|byte| byte.is_ascii_hexdigit() && !byte.is_ascii_uppercase()));
+    }
+
+    #[test]
+    fn available_bytes_answers_for_a_real_file_system() {
+        assert!(available_bytes(Path::new("/")).unwrap() > 0);
+        assert!(available_bytes(Path::new("/no/such/place")).is_err());
+    }
+}

@@ -1,0 +1,1 @@
+//! Linux namespaces: pinned, entered, compared.

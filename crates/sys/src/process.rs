@@ -1,0 +1,1 @@
+//! Processes: spawned, watched, killed and reaped.
