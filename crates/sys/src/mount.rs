@@ -2,6 +2,7 @@
 //!
 //! Targets and sources are paths of our own; a path that another party chose is first resolved by [`crate::path`].
 
+use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -249,37 +250,42 @@ fn mount_new(m: &Mount, target: &Path, options: &Options) -> io::Result<()> {
 
 fn mount_by_fsopen(m: &Mount, target: &Path, options: &Options) -> io::Result<()> {
     let fs = fsopen(m.fs_type.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
-    let configured = (|| -> io::Result<()> {
-        fsconfig_set_string(&fs, "source", m.source.as_str())?;
-        for flag in options.flags.iter().filter(|flag| flag.attribute.is_empty() || flag.name == "ro") {
-            fsconfig_set_flag(&fs, flag.name)?;
-        }
-        for option in &options.data {
-            match option.split_once('=') {
-                Some(("lowerdir", lowers)) if m.fs_type == "overlay" => {
-                    for lower in lower_dirs(lowers) {
-                        set_path(&fs, "lowerdir+", &lower)?;
-                    }
-                }
-                Some((key @ ("upperdir" | "workdir"), dir)) => set_path(&fs, key, dir)?,
-                Some((key, value)) => fsconfig_set_string(&fs, key, value)?,
-                None => fsconfig_set_flag(&fs, option.as_str())?,
-            }
-        }
-        Ok(fsconfig_create(&fs)?)
-    })();
-    configured.map_err(|error| with_kernel_log(&fs, error))?;
+    configure(&fs, m, options).map_err(|error| with_kernel_log(&fs, error))?;
     let mounted = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, options.attributes())?;
     Ok(move_mount(&mounted, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
-/// A path too long for `fsconfig(2)` is given by the descriptor's name.
-fn set_path(fs: &rustix::fd::OwnedFd, key: &str, dir: &str) -> io::Result<()> {
-    if dir.len() <= FSCONFIG_STRING_MAX {
-        return Ok(fsconfig_set_string(fs, key, dir)?);
+fn configure(fs: &OwnedFd, m: &Mount, options: &Options) -> io::Result<()> {
+    fsconfig_set_string(fs, "source", m.source.as_str())?;
+    for flag in options.flags.iter().filter(|flag| flag.attribute.is_empty() || flag.name == "ro") {
+        fsconfig_set_flag(fs, flag.name)?;
     }
-    let dir = open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    Ok(fsconfig_set_string(fs, key, fd_path(&dir))?)
+    for option in &options.data {
+        match option.split_once('=') {
+            Some(("lowerdir", lowers)) if m.fs_type == "overlay" => {
+                for lower in lower_dirs(lowers) {
+                    set_path(fs, "lowerdir+", &lower)?;
+                }
+            }
+            Some((key @ ("upperdir" | "workdir"), dir)) => set_path(fs, key, dir)?,
+            Some((key, value)) => {
+                fsconfig_set_string(fs, key, value).map_err(|error| describe(option, &error.into()))?;
+            }
+            None => fsconfig_set_flag(fs, option.as_str()).map_err(|error| describe(option, &error.into()))?,
+        }
+    }
+    Ok(fsconfig_create(fs)?)
+}
+
+/// A path too long for `fsconfig(2)` is given by the descriptor's name.
+fn set_path(fs: &OwnedFd, key: &str, dir: &str) -> io::Result<()> {
+    let set = if dir.len() <= FSCONFIG_STRING_MAX {
+        fsconfig_set_string(fs, key, dir)
+    } else {
+        open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .and_then(|dir| fsconfig_set_string(fs, key, fd_path(&dir)))
+    };
+    set.map_err(|error| describe(format!("{key} {dir}"), &error.into()))
 }
 
 /// `lowerdir=` separates by colons and escapes with a backslash; `lowerdir+` takes one path as it is.
@@ -298,7 +304,7 @@ fn lower_dirs(lowers: &str) -> Vec<String> {
 }
 
 /// The file system's own words about a refused option, which the kernel keeps for the reader of the descriptor.
-fn with_kernel_log(fs: &rustix::fd::OwnedFd, error: io::Error) -> io::Error {
+fn with_kernel_log(fs: &OwnedFd, error: io::Error) -> io::Error {
     let mut buffer = [0u8; 1024];
     let mut lines = Vec::new();
     while let Ok(length @ 1..) = rustix::io::read(fs, &mut buffer) {
@@ -335,7 +341,7 @@ fn mount_points_below(mountinfo: &[u8], path: &Path) -> Vec<PathBuf> {
 }
 
 /// mountinfo writes space, tab, newline and backslash as a backslash and three octal digits.
-fn decode_octal(field: &[u8]) -> PathBuf {
+pub fn decode_octal(field: &[u8]) -> PathBuf {
     let mut decoded = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, after)) = rest.split_first() {

@@ -143,5 +143,9 @@ fn a_refused_mount_says_what_was_tried() {
         options: vec![format!("lowerdir={}", "/absent:".repeat(1000))],
     };
     let message = mount(&long, &target).unwrap_err().to_string();
-    assert!(message.contains("absent"), "the kernel's own words are missing: {message}");
+    assert!(message.contains("lowerdir+ /absent"), "{message}");
+    let lowers = vec![format!("/{}", "./".repeat(100)); 30].join(":");
+    let unknown = Mount { options: vec![format!("lowerdir={lowers}"), "nonsense=1".to_owned()], ..long };
+    let message = mount(&unknown, &target).unwrap_err().to_string();
+    assert!(message.contains("nonsense=1"), "{message}");
 }
