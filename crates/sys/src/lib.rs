@@ -4,6 +4,7 @@
 //! workspace are denied `unsafe`.
 #![allow(unsafe_code)]
 
+pub mod capture;
 pub mod file;
 pub mod mount;
 pub mod namespace;
