@@ -6,8 +6,10 @@
 
 pub mod capture;
 pub mod file;
+pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod path;
 pub mod process;
 pub mod pty;
+pub mod thread;

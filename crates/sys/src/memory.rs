@@ -1,0 +1,101 @@
+//! Memory that is really there: anonymous, in huge pages where the system allows it, backed before it is used.
+
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+
+/// A transparent huge page; [`Populated`] begins and ends at multiples of it.
+pub const HUGE_PAGE: usize = 2 << 20;
+
+/// A range of memory, zeroed and populated, aligned to [`HUGE_PAGE`]. Filling it never faults.
+#[derive(Debug)]
+pub struct Populated {
+    start: NonNull<u8>,
+    length: usize,
+    mapping: NonNull<u8>,
+    mapping_length: usize,
+}
+
+// SAFETY: the memory belongs to this value alone, like that of a boxed slice.
+unsafe impl Send for Populated {}
+// SAFETY: as above; shared references only read.
+unsafe impl Sync for Populated {}
+
+impl Populated {
+    /// Maps at least `length` bytes and backs them with memory.
+    ///
+    /// # Errors
+    /// If the system has not that much memory to give, among others; nothing stays mapped then.
+    pub fn new(length: usize) -> io::Result<Self> {
+        let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
+        let length = length.max(1).checked_next_multiple_of(HUGE_PAGE).ok_or_else(too_large)?;
+        let mapping_length = length.checked_add(HUGE_PAGE).ok_or_else(too_large)?;
+        // SAFETY: a new private mapping at an address of the kernel's choice touches no memory of ours.
+        let mapping = unsafe {
+            let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+            mmap_anonymous(std::ptr::null_mut(), mapping_length, access, flags)?
+        };
+        let mapping = NonNull::new(mapping.cast::<u8>()).ok_or_else(too_large)?;
+        let skip = mapping.as_ptr().align_offset(HUGE_PAGE).min(HUGE_PAGE);
+        // SAFETY: `skip` is at most HUGE_PAGE, which is how much longer the mapping is than `length`.
+        let start = unsafe { mapping.add(skip) };
+        let memory = Self { start, length, mapping, mapping_length };
+        memory.populate()?;
+        Ok(memory)
+    }
+
+    fn populate(&self) -> io::Result<()> {
+        let start = self.start.as_ptr().cast();
+        // SAFETY: advice on a mapping of our own, which loses no data by either. Without huge pages it only is slower.
+        let _ = unsafe { madvise(start, self.length, Advice::LinuxHugepage) };
+        // SAFETY: as above.
+        Ok(unsafe { madvise(start, self.length, Advice::LinuxPopulateWrite) }?)
+    }
+}
+
+impl Deref for Populated {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `length` bytes from `start` lie in the mapping, which is readable, initialised (zeros) and ours.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
+    }
+}
+
+impl DerefMut for Populated {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, writable, and borrowed by nobody else.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for Populated {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made in `new` and no reference into it outlives this value.
+        let unmapped = unsafe { munmap(self.mapping.as_ptr().cast(), self.mapping_length) };
+        debug_assert!(unmapped.is_ok(), "an existing mapping can be unmapped");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_zeroed_aligned_writable_and_long_enough() {
+        let mut memory = Populated::new(3 << 20).unwrap();
+        assert!(memory.len() >= 3 << 20);
+        assert_eq!(memory.as_ptr().align_offset(HUGE_PAGE), 0);
+        assert!(memory.iter().all(|byte| *byte == 0));
+        memory.fill(7);
+        assert!(memory.iter().all(|byte| *byte == 7));
+    }
+
+    #[test]
+    fn too_much_is_an_error() {
+        assert!(Populated::new(usize::MAX).is_err());
+        assert!(Populated::new(1 << 46).is_err());
+    }
+}
