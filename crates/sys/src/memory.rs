@@ -24,19 +24,18 @@ unsafe impl Send for Populated {}
 unsafe impl Sync for Populated {}
 
 impl Populated {
-    /// Maps at least `length` bytes and backs them with memory.
+    /// Maps at least `length` bytes and backs them with memory. The caller has looked how much is free: a system that
+    /// promises more than it has ends processes instead of answering with an error.
     ///
     /// # Errors
-    /// If the system has not that much memory to give, among others; nothing stays mapped then.
+    /// If the system will not promise that much, among others; nothing stays mapped then.
     pub fn new(length: usize) -> io::Result<Self> {
         let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
         let length = length.max(1).checked_next_multiple_of(HUGE_PAGE).ok_or_else(too_large)?;
         let mapping_length = length.checked_add(HUGE_PAGE).ok_or_else(too_large)?;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new private mapping at an address of the kernel's choice touches no memory of ours.
-        let mapping = unsafe {
-            let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
-            mmap_anonymous(std::ptr::null_mut(), mapping_length, access, flags)?
-        };
+        let mapping = unsafe { mmap_anonymous(std::ptr::null_mut(), mapping_length, access, MapFlags::PRIVATE)? };
         let mapping = NonNull::new(mapping.cast::<u8>()).ok_or_else(too_large)?;
         let skip = mapping.as_ptr().align_offset(HUGE_PAGE).min(HUGE_PAGE);
         // SAFETY: `skip` is at most HUGE_PAGE, which is how much longer the mapping is than `length`.
@@ -96,6 +95,7 @@ mod tests {
     #[test]
     fn too_much_is_an_error() {
         assert!(Populated::new(usize::MAX).is_err());
-        assert!(Populated::new(1 << 46).is_err());
+        // More than any machine's memory: refused before a page of it is touched.
+        assert!(Populated::new(1 << 56).is_err());
     }
 }
