@@ -10,19 +10,9 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use containerd_shim_protos::shim::oci;
 use protobuf::Message as _;
+use stasis_sys::mount::Mount;
 
 use crate::error::Result;
-
-/// One mount of a root file system, as containerd writes it; the shim performs it on the bundle's `rootfs`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Mount {
-    /// File system type: `overlay`, `bind`, ….
-    pub fs_type: String,
-    /// Source of the mount.
-    pub source: String,
-    /// Options, one each: `lowerdir=…`, `ro`, ….
-    pub options: Vec<String>,
-}
 
 /// Where the standard streams of a process go. Empty is "none".
 ///
@@ -200,6 +190,8 @@ pub trait PlatformRuntime: Send + Sync {
     /// # Errors
     /// [`Error::FailedPrecondition`](crate::Error::FailedPrecondition) while it runs.
     /// [`Error::NotFound`](crate::Error::NotFound) if it is not, or no more, known; its bundle is gone then, too.
+    ///
+    /// Of a task whose shim died before anybody saw the end, the exit is what the shim's clean-up says: it killed it.
     async fn delete(&self, task_id: &str) -> Result<Exit>;
 }
 

@@ -56,6 +56,26 @@ impl Error {
         Self::Io(format!("{doing} {object}: {error}"))
     }
 
+    /// The same error, saying first what was tried on which object.
+    pub(crate) fn context(self, tried: impl Display) -> Self {
+        let say = |message: String| format!("{tried}: {message}");
+        match self {
+            Self::NotFound(message) => Self::NotFound(say(message)),
+            Self::AlreadyExists(message) => Self::AlreadyExists(say(message)),
+            Self::FailedPrecondition(message) => Self::FailedPrecondition(say(message)),
+            Self::InvalidArgument(message) => Self::InvalidArgument(say(message)),
+            Self::Unimplemented(message) => Self::Unimplemented(say(message)),
+            Self::DeadlineExceeded(message) => Self::DeadlineExceeded(say(message)),
+            Self::Unavailable(message) => Self::Unavailable(say(message)),
+            Self::ShimLost(message) => Self::ShimLost(say(message)),
+            Self::Start(message) => Self::Start(say(message)),
+            Self::Io(message) => Self::Io(say(message)),
+            Self::Other(message) => Self::Other(say(message)),
+            // Its reader takes the structure, and the message names the object.
+            Self::Shim(error) => Self::Shim(error),
+        }
+    }
+
     /// Whether the connection to the shim is gone, so that what it knew can no longer be asked.
     pub fn is_shim_lost(&self) -> bool {
         matches!(self, Self::ShimLost(_))

@@ -22,15 +22,20 @@
 //! for a task without a sandbox.
 
 mod api;
+mod binary;
+mod bundle;
+mod connection;
 mod error;
-
-pub use api::{
-    Any, CheckpointImages, CreateOpts, ExecSpec, Exit, Io, Mount, PlatformRuntime, Process, RunOptions, State, Status,
-    Task,
-};
-pub use error::{Error, Result};
-pub use runtime::{Config, ShimRuntime, log_uri};
-pub use sandbox::Sandbox;
-
+mod io;
 mod runtime;
 mod sandbox;
+mod task;
+
+pub use api::{
+    Any, CheckpointImages, CreateOpts, ExecSpec, Exit, Io, PlatformRuntime, Process, RunOptions, State, Status, Task,
+};
+pub use error::{Error, Result};
+pub use io::{Fifos, Streams, log_uri};
+pub use runtime::{Config, ShimRuntime};
+pub use sandbox::Sandbox;
+pub use stasis_sys::mount::Mount;
