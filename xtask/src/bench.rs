@@ -1,0 +1,130 @@
+//! The benchmarks: Stasis and containerd side by side in the same run, round by round in turn, medians, ratios.
+//!
+//! `cargo xtask bench` prints a table with each bar and whether it is met. Both runtimes have the same engines, the
+//! same network configuration, the same images from the same registry, and the same client.
+
+mod measure;
+mod table;
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use self::measure::Bench;
+use self::table::{Bar, Table};
+use crate::compile;
+use crate::debian::remove_tree;
+use crate::engines;
+use crate::images;
+use crate::layout::Image;
+use crate::node::{Network, Node, Runtime};
+use crate::places::Places;
+use crate::registry::Registry;
+
+/// What can be measured, with the word that chooses it.
+const NAMES: [&str; 4] = ["lifecycle", "checkpoint", "gigabyte", "memory"];
+
+/// Pods of the memory benchmark.
+const PODS: usize = 60;
+
+/// Which benchmarks, and how often.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// One of lifecycle, checkpoint, gigabyte, memory; all of them if none is named
+    name: Option<String>,
+    /// Rounds of each measurement; the table shows medians
+    #[arg(long, default_value_t = 10)]
+    rounds: usize,
+    /// Measures containerd alone
+    #[arg(long)]
+    peer_only: bool,
+}
+
+/// Sets up what is missing, measures, prints the table. A bar that is not met is an error.
+pub(crate) async fn run(places: &Places, options: &Options) -> Result<()> {
+    if let Some(name) = options.name.as_ref().filter(|name| !NAMES.contains(&name.as_str())) {
+        bail!("no benchmark is called {name}; there are {}", NAMES.join(", "));
+    }
+    engines::set_up_engines(places)?;
+    engines::set_up_peers(places)?;
+    images::set_up(places)?;
+    if !options.peer_only {
+        compile::programs(places)?;
+    }
+    let store = places.dev.join("nodes/bench-registry");
+    remove_tree(&store)?;
+    let registry = Registry::start(&places.engines(), &store)?;
+    let pause = push(places, &registry, "pause")?;
+    let network = Network { masquerade: true };
+    let mut nodes = vec![Node::start(places, "bench-peer", Runtime::Containerd, network, &pause).await?];
+    if !options.peer_only {
+        nodes.push(Node::start(places, "bench", Runtime::Stasis, network, &pause).await?);
+    }
+    let measured = measure(places, options, &registry, &mut nodes).await;
+    for node in nodes {
+        let name = node.runtime.name();
+        let left = node.stop().await.with_context(|| format!("end {name}"));
+        match left {
+            Ok(left) if left.is_empty() => {}
+            Ok(left) => eprintln!("left behind by {name}, now removed: {}", left.join(", ")),
+            Err(error) => eprintln!("{error:#}"),
+        }
+    }
+    drop(registry);
+    remove_tree(&store)?;
+    let table = measured?;
+    eprintln!("{table}");
+    match table.missed() {
+        0 => Ok(()),
+        missed => bail!("{missed} of the bars are not met"),
+    }
+}
+
+async fn measure(places: &Places, options: &Options, registry: &Registry, nodes: &mut [Node]) -> Result<Table> {
+    let chosen = |name: &str| options.name.as_deref().is_none_or(|only| only == name);
+    let mut table = Table::new(nodes)?;
+    let busybox = push(places, registry, "busybox")?;
+    let hog = push(places, registry, "hog")?;
+    for node in nodes.iter_mut() {
+        node.cri.pull(&busybox).await?;
+        node.cri.pull(&hog).await?;
+    }
+    let mut bench = Bench { nodes, registry, rounds: options.rounds };
+    if chosen("lifecycle") {
+        let times = bench.lifecycle(&busybox).await?;
+        table.add("run + create + start of a pod, ms", Bar::Ratio(0.6), &times.up);
+        table.add("stop + remove of a pod, ms", Bar::Ratio(0.5), &times.down);
+        table.add("ExecSync, ms", Bar::None, &times.exec);
+    }
+    for (name, mebibytes, bars) in [
+        ("checkpoint", 1, [Bar::Ratio(0.5), Bar::Ratio(0.5), Bar::Ratio(1.0)]),
+        ("gigabyte", 1024, [Bar::Ratio(0.25), Bar::Ratio(0.2), Bar::Ratio(1.0)]),
+    ] {
+        if chosen(name) {
+            let times = bench.checkpoint(&hog, mebibytes).await?;
+            let [call, frozen, restore] = bars;
+            table.add(&format!("{mebibytes} MiB: checkpoint, ms"), call, &times.call);
+            table.add(&format!("{mebibytes} MiB: frozen in it, ms"), frozen, &times.frozen);
+            table.add(&format!("{mebibytes} MiB: restore to first output, ms"), restore, &times.restore);
+        }
+    }
+    if chosen("memory") {
+        let memory = bench.memory(&busybox, PODS).await?;
+        table.add(&format!("daemon with {PODS} pods, resident MB"), Bar::AtMost(30.0), &memory.daemon);
+        table.add("shim a pod, resident MB", Bar::AtMost(5.0), &memory.shim_resident);
+        table.add("shim a pod, proportional MB", Bar::AtMost(1.5), &memory.shim_proportional);
+    }
+    Ok(table)
+}
+
+fn push(places: &Places, registry: &Registry, name: &str) -> Result<String> {
+    registry.push(&Image::read(&images::path(places, name))?, name, "latest")
+}
+
+/// Makes an image of a checkpoint archive in the form that every reader knows: one layer, marked by annotations.
+fn checkpoint_image(archive: &Path, container: &str) -> Result<Image> {
+    let annotations = ["org.criu.checkpoint.container.name", "io.kubernetes.cri-o.annotations.checkpoint.name"];
+    let annotations = annotations.map(|key| (key, container.to_owned())).into();
+    let layer = crate::layout::Layer::of_tar(archive)?;
+    Image::new(vec![layer], &serde_json::json!({}), &annotations)
+}

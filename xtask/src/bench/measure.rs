@@ -1,0 +1,223 @@
+//! The measurements themselves, each on all nodes in turn. Times are milliseconds, sizes megabytes (10⁶ bytes).
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+
+use super::checkpoint_image;
+use crate::cri::{Container, Pod, await_message, container_config};
+use crate::node::Node;
+use crate::registry::Registry;
+
+/// Time for a workload to fill its memory and to say something.
+const OUTPUT: Duration = Duration::from_secs(60);
+
+/// Ticks of the workload that are seen before a checkpoint begins.
+const WARM_TICKS: usize = 50;
+
+/// The nodes to compare.
+#[derive(Debug)]
+pub(super) struct Bench<'a> {
+    pub(super) nodes: &'a mut [Node],
+    pub(super) registry: &'a Registry,
+    pub(super) rounds: usize,
+}
+
+/// One measured quantity: for each node the values of all rounds.
+pub(super) type Series = Vec<Vec<f64>>;
+
+/// A pod's life, in milliseconds.
+#[derive(Debug)]
+pub(super) struct Lifecycle {
+    /// RunPodSandbox, CreateContainer and StartContainer.
+    pub(super) up: Series,
+    pub(super) exec: Series,
+    /// StopPodSandbox and RemovePodSandbox.
+    pub(super) down: Series,
+}
+
+/// A checkpoint and a restore, in milliseconds.
+#[derive(Debug)]
+pub(super) struct Checkpoint {
+    /// CheckpointContainer.
+    pub(super) call: Series,
+    /// The largest gap in the workload's own clock around the call.
+    pub(super) frozen: Series,
+    /// CreateContainer, StartContainer, and on to the workload's next tick.
+    pub(super) restore: Series,
+}
+
+/// Memory with many pods, in megabytes.
+#[derive(Debug)]
+pub(super) struct Memory {
+    pub(super) daemon: Series,
+    pub(super) shim_resident: Series,
+    pub(super) shim_proportional: Series,
+}
+
+impl Bench<'_> {
+    /// Runs and removes a pod with one sleeping container.
+    pub(super) async fn lifecycle(&mut self, image: &str) -> Result<Lifecycle> {
+        let mut times = Lifecycle { up: self.series(), exec: self.series(), down: self.series() };
+        for round in 0..=self.rounds {
+            for (number, node) in self.nodes.iter_mut().enumerate() {
+                let begin = Instant::now();
+                let pod = node.cri.run_pod(node.pod_config(&format!("life-{round}"))).await?;
+                let container = node.cri.create(&pod, container_config("main", image, &["sleep", "1000"])).await?;
+                node.cri.start(&container).await?;
+                let up = milliseconds(begin);
+                let begin = Instant::now();
+                node.cri.exec(&container, &["true"]).await?;
+                let exec = milliseconds(begin);
+                let begin = Instant::now();
+                remove(node, &pod).await?;
+                // The first round fills caches.
+                if round > 0 {
+                    times.up[number].push(up);
+                    times.exec[number].push(exec);
+                    times.down[number].push(milliseconds(begin));
+                }
+            }
+        }
+        Ok(times)
+    }
+
+    /// Checkpoints a workload of that size and restores it in a new pod.
+    pub(super) async fn checkpoint(&mut self, image: &str, mebibytes: usize) -> Result<Checkpoint> {
+        let mut times = Checkpoint { call: self.series(), frozen: self.series(), restore: self.series() };
+        let mut checkpoints: Vec<Option<String>> = vec![None; self.nodes.len()];
+        for round in 0..=self.rounds {
+            for (number, node) in self.nodes.iter_mut().enumerate() {
+                let archive = node.directories.archives().join("archive.tar");
+                let (call, frozen) = checkpoint(node, image, mebibytes, round, &archive).await?;
+                let checkpoint = match &checkpoints[number] {
+                    Some(reference) => reference.clone(),
+                    None => {
+                        let repository = format!("checkpoint-{}-{mebibytes}", node.name);
+                        let image = checkpoint_image(&archive, "main")?;
+                        let reference = self.registry.push(&image, &repository, "latest")?;
+                        node.cri.pull(&reference).await?;
+                        checkpoints[number].insert(reference).clone()
+                    }
+                };
+                fs::remove_file(&archive)?;
+                let restore = restore(node, &checkpoint, mebibytes, round).await?;
+                if round > 0 {
+                    times.call[number].push(call);
+                    times.frozen[number].push(frozen);
+                    times.restore[number].push(restore);
+                }
+            }
+        }
+        Ok(times)
+    }
+
+    /// Runs many pods on each node and reads the memory of daemon and shims.
+    pub(super) async fn memory(&mut self, image: &str, pods: usize) -> Result<Memory> {
+        let mut memory =
+            Memory { daemon: self.series(), shim_resident: self.series(), shim_proportional: self.series() };
+        for (number, node) in self.nodes.iter_mut().enumerate() {
+            let mut running = Vec::new();
+            for pod in 0..pods {
+                let pod = node.cri.run_pod(node.pod_config(&format!("many-{pod}"))).await?;
+                let container = node.cri.create(&pod, container_config("main", image, &["sleep", "1000"])).await?;
+                node.cri.start(&container).await?;
+                running.push(pod);
+            }
+            memory.daemon[number].push(rollup(node.pid(), "Rss:")?);
+            for shim in node.shims()? {
+                memory.shim_resident[number].push(rollup(shim, "Rss:")?);
+                memory.shim_proportional[number].push(rollup(shim, "Pss:")?);
+            }
+            for pod in &running {
+                remove(node, pod).await?;
+            }
+        }
+        Ok(memory)
+    }
+
+    fn series(&self) -> Series {
+        vec![Vec::new(); self.nodes.len()]
+    }
+}
+
+/// Starts the workload, checkpoints it once, removes it. Returns the time of the call and the time frozen.
+async fn checkpoint(
+    node: &mut Node,
+    image: &str,
+    mebibytes: usize,
+    round: usize,
+    archive: &Path,
+) -> Result<(f64, f64)> {
+    let pod = node.cri.run_pod(node.pod_config(&format!("freeze-{mebibytes}-{round}"))).await?;
+    let size = mebibytes.to_string();
+    let container = node.cri.create(&pod, container_config("main", image, &["/hog", &size])).await?;
+    node.cri.start(&container).await?;
+    let warm = |messages: &[String]| (ticks(messages).len() >= WARM_TICKS).then_some(());
+    await_message(&container.log, OUTPUT, "tick", warm).await?;
+    let before = now();
+    let begin = Instant::now();
+    node.cri.checkpoint(&container, archive).await?;
+    let call = milliseconds(begin);
+    let frozen = largest_gap(&container, before, now()).await?;
+    remove(node, &pod).await?;
+    Ok((call, frozen))
+}
+
+/// Restores a checkpoint image in a new pod; returns the time to the first new tick.
+async fn restore(node: &mut Node, checkpoint: &str, mebibytes: usize, round: usize) -> Result<f64> {
+    let pod = node.cri.run_pod(node.pod_config(&format!("thaw-{mebibytes}-{round}"))).await?;
+    let begin = now();
+    let container = node.cri.create(&pod, container_config("main", checkpoint, &[])).await?;
+    node.cri.start(&container).await?;
+    let first = |messages: &[String]| ticks(messages).into_iter().find(|tick| *tick > begin);
+    let tick = await_message(&container.log, OUTPUT, "tick after the restore", first).await?;
+    remove(node, &pod).await?;
+    Ok((tick - begin) as f64 / 1e6)
+}
+
+/// The largest gap, in milliseconds, between ticks from the one before `before` to the one after `after`.
+async fn largest_gap(container: &Container, before: u128, after: u128) -> Result<f64> {
+    let reached = |messages: &[String]| {
+        let ticks = ticks(messages);
+        (ticks.last() > Some(&after)).then_some(ticks)
+    };
+    let ticks = await_message(&container.log, OUTPUT, "tick after the checkpoint", reached).await?;
+    let first = ticks.partition_point(|tick| *tick < before).saturating_sub(1);
+    let last = ticks.partition_point(|tick| *tick <= after).min(ticks.len() - 1);
+    let gap = ticks[first..=last].windows(2).map(|pair| pair[1] - pair[0]).max();
+    Ok(gap.context("no two ticks around the checkpoint")? as f64 / 1e6)
+}
+
+async fn remove(node: &mut Node, pod: &Pod) -> Result<()> {
+    node.cri.stop_pod(&pod.id).await?;
+    node.cri.remove_pod(&pod.id).await
+}
+
+/// The clock values, in nanoseconds, that the workload has printed.
+fn ticks(messages: &[String]) -> Vec<u128> {
+    let value = |message: &String| message.strip_prefix("tick ")?.split(' ').nth(1)?.parse().ok();
+    messages.iter().filter_map(value).collect()
+}
+
+fn milliseconds(begin: Instant) -> f64 {
+    begin.elapsed().as_secs_f64() * 1e3
+}
+
+/// The workload's clock.
+fn now() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos())
+}
+
+/// A sum over a process's memory, in megabytes.
+fn rollup(pid: u32, key: &str) -> Result<f64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    let kibibytes: f64 = line
+        .and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .with_context(|| format!("{path} has no {key}"))?;
+    Ok(kibibytes * 1024.0 / 1e6)
+}

@@ -1,0 +1,141 @@
+//! How each runtime is configured for a node and started. The only place that knows their options.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::Directories;
+use crate::compile::{daemon, shim};
+use crate::places::Places;
+
+/// Whose daemon a node runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Runtime {
+    /// Ours, as built.
+    Stasis,
+    /// Debian's containerd with runc.
+    Containerd,
+}
+
+impl Runtime {
+    /// The daemon's name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Stasis => "stasisd",
+            Self::Containerd => "containerd",
+        }
+    }
+
+    /// Writes the configuration and returns the command that starts the daemon.
+    pub(super) fn command(self, places: &Places, directories: &Directories, sandbox_image: &str) -> Result<Command> {
+        let file = directories.disk.join("config.toml");
+        let text = match self {
+            Self::Stasis => stasis(places, directories),
+            Self::Containerd => containerd(places, directories, sandbox_image),
+        };
+        fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+        let mut command = match self {
+            Self::Stasis => Command::new(daemon(places)),
+            Self::Containerd => Command::new(places.peers().join("bin/containerd")),
+        };
+        command.arg("--config").arg(&file);
+        if self == Self::Stasis {
+            command.arg("--root").arg(directories.root()).arg("--state").arg(directories.state());
+            command.arg("--listen").arg(directories.socket());
+        }
+        Ok(command)
+    }
+}
+
+fn stasis(places: &Places, directories: &Directories) -> String {
+    let engines = places.engines();
+    format!(
+        r#"version = 1
+
+[engines]
+runc = {runc}
+criu = {criu}
+path = [{path}]
+
+[cni]
+conf_dir = {conf_dir}
+bin_dirs = [{bin_dir}]
+
+[cgroup]
+driver = "cgroupfs"
+
+[shim]
+path = {shim}
+
+[checkpoint]
+level = "checkpoint_restore"
+archive_dirs = [{archives}]
+"#,
+        runc = quoted(&engines.join("bin/runc")),
+        criu = quoted(&engines.join("bin/criu")),
+        path = quoted(&engines.join("bin")),
+        conf_dir = quoted(&directories.cni()),
+        bin_dir = quoted(&engines.join("cni")),
+        shim = quoted(&shim(places)),
+        archives = quoted(&directories.archives()),
+    )
+}
+
+/// containerd as it comes, but for its places; and without NRI, whose directories are the system's.
+fn containerd(places: &Places, directories: &Directories, sandbox_image: &str) -> String {
+    let engines = places.engines();
+    format!(
+        r#"version = 3
+root = {root}
+state = {state}
+
+[grpc]
+  address = {socket}
+
+[ttrpc]
+  address = {ttrpc}
+
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+  sandbox = '{sandbox_image}'
+
+[plugins.'io.containerd.cri.v1.runtime']
+  netns_mounts_under_state_dir = true
+
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+  runtime_type = 'io.containerd.runc.v2'
+  runtime_path = {shim}
+
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+  BinaryName = {runc}
+  Root = {runc_state}
+  SystemdCgroup = false
+
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+  bin_dirs = [{cni}]
+  conf_dir = {conf_dir}
+
+[plugins.'io.containerd.internal.v1.opt']
+  path = {opt}
+
+[plugins.'io.containerd.nri.v1.nri']
+  disable = true
+"#,
+        root = quoted(&directories.root()),
+        state = quoted(&directories.state()),
+        socket = quoted(&directories.socket()),
+        ttrpc = quoted(&directories.run.join("ttrpc.sock")),
+        shim = quoted(&places.peers().join("bin/containerd-shim-runc-v2")),
+        runc = quoted(&engines.join("bin/runc")),
+        runc_state = quoted(&directories.run.join("runc")),
+        cni = quoted(&engines.join("cni")),
+        conf_dir = quoted(&directories.cni()),
+        opt = quoted(&directories.disk.join("opt")),
+    )
+}
+
+/// A path as a TOML string.
+fn quoted(path: &Path) -> String {
+    format!("{:?}", path.display().to_string())
+}

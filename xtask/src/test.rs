@@ -1,0 +1,66 @@
+//! `cargo xtask test`: formatting, lints, builds, and every test of the workspace with all that they need set up.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::geteuid;
+
+use crate::compile::{bin, cargo, programs, shim};
+use crate::engines;
+use crate::images;
+use crate::places::Places;
+use crate::process::{BUILD, SHORT, run as run_quietly, show};
+
+/// What tests find in their environment: places that differ from machine to machine.
+pub(crate) fn environment(places: &Places) -> Vec<(&'static str, PathBuf)> {
+    vec![
+        // Prefix with bin/{criu,runc,docker-registry,iptables,nft,busybox} and cni/.
+        ("STASIS_ENGINES", places.engines()),
+        // Prefix with bin/{containerd,containerd-shim-runc-v2,ctr}.
+        ("STASIS_PEERS", places.peers()),
+        // Our shim, built small.
+        ("STASIS_SHIM", shim(places)),
+        // Directory of stasisd and stasis.
+        ("STASIS_BIN", bin(places)),
+        // Directory of the test images, OCI layouts in tars.
+        ("STASIS_IMAGES", places.images()),
+    ]
+}
+
+/// Runs all checks; the first that fails ends the task.
+pub(crate) fn run(places: &Places) -> Result<()> {
+    let begin = Instant::now();
+    if !geteuid().is_root() {
+        bail!("the tests make mounts, namespaces and cgroups: run this task as root");
+    }
+    step("formatting", || show(cargo(places).args(["fmt", "--all", "--check"]), BUILD))?;
+    step("engines and test images", || {
+        engines::set_up_engines(places)?;
+        engines::set_up_peers(places)?;
+        images::set_up(places)
+    })?;
+    step("lints", || {
+        let arguments = ["clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
+        show(cargo(places).args(arguments), BUILD)
+    })?;
+    step("builds", || programs(places))?;
+    step("tests", || {
+        let arguments = ["test", "--release", "--workspace", "--no-fail-fast"];
+        show(cargo(places).args(arguments).envs(environment(places)), BUILD)
+    })?;
+    eprintln!("all checks passed in {} seconds", begin.elapsed().as_secs());
+    Ok(())
+}
+
+/// Runs cargo-deny over the dependencies.
+pub(crate) fn deny(places: &Places) -> Result<()> {
+    let version = run_quietly(cargo(places).args(["deny", "--version"]), SHORT);
+    version.context("cargo-deny is not installed; get it with: cargo install --locked cargo-deny")?;
+    show(cargo(places).args(["deny", "--workspace", "check"]), BUILD)
+}
+
+fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    eprintln!("== {name}");
+    work().with_context(|| format!("{name} failed"))
+}
