@@ -1,0 +1,374 @@
+//! The daemon's configuration: what may be set, the defaults, and refusal of everything else by line and column.
+//!
+//! `config/default.toml` is the documentation of every key and the list of those that exist; the structures here hold
+//! the same defaults (a test compares the two). This module reads files and text; it looks at nothing else of the host.
+
+mod document;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use self::document::Document;
+
+/// Every key with its default and a sentence about it: what `stasisd config default` prints.
+pub(crate) const DEFAULT_TOML: &str = include_str!("config/default.toml");
+
+/// Where the configuration is looked for when none is named.
+pub(crate) const DEFAULT_PATH: &str = "/etc/stasis/config.toml";
+
+/// The version of the format that this daemon reads.
+const VERSION: u32 = 1;
+
+/// Longest configuration file that is read: a hundred times the documented default one.
+const FILE_MAX: u64 = 512 * 1024;
+
+/// Name of the socket below the state directory where `listen` is not set.
+const SOCKET_NAME: &str = "stasis.sock";
+
+/// The handler that exists without being configured.
+const BUILT_IN_RUNTIME: &str = "runc";
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    pub(crate) version: u32,
+    pub(crate) root: PathBuf,
+    pub(crate) state: PathBuf,
+    pub(crate) listen: Option<String>,
+    pub(crate) default_runtime: String,
+    pub(crate) log: Log,
+    pub(crate) engines: Engines,
+    pub(crate) cni: Cni,
+    pub(crate) cgroup: Cgroup,
+    pub(crate) shim: Shim,
+    pub(crate) runtimes: BTreeMap<String, Runtime>,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) registry: Registry,
+    pub(crate) image: Image,
+    pub(crate) limits: Limits,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Log {
+    pub(crate) level: String,
+    pub(crate) format: LogFormat,
+}
+
+/// `[log] format`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// `[engines]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Engines {
+    pub(crate) runc: PathBuf,
+    pub(crate) criu: PathBuf,
+    pub(crate) path: Vec<PathBuf>,
+}
+
+/// `[cni]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Cni {
+    pub(crate) conf_dir: PathBuf,
+    pub(crate) bin_dirs: Vec<PathBuf>,
+    pub(crate) plugin_timeout_seconds: u64,
+}
+
+/// `[cgroup]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Cgroup {
+    pub(crate) driver: CgroupDriver,
+}
+
+/// `[cgroup] driver`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum CgroupDriver {
+    #[default]
+    Auto,
+    Cgroupfs,
+    Systemd,
+}
+
+/// `[shim]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Shim {
+    pub(crate) path: Option<PathBuf>,
+}
+
+/// `[runtimes.NAME]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Runtime {
+    pub(crate) r#type: String,
+    pub(crate) binary: Option<PathBuf>,
+}
+
+/// `[checkpoint]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Checkpoint {
+    pub(crate) level: Level,
+    pub(crate) archive_dirs: Vec<PathBuf>,
+    pub(crate) max_timeout_seconds: u64,
+}
+
+/// `[checkpoint] level`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Level {
+    None,
+    #[default]
+    CheckpointOnly,
+    CheckpointRestore,
+}
+
+/// `[registry]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Registry {
+    pub(crate) hosts_dir: Option<PathBuf>,
+}
+
+/// `[image]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Image {
+    pub(crate) max_concurrent_downloads: u32,
+    pub(crate) pull_progress_timeout_seconds: u64,
+    pub(crate) pull_timeout_seconds: u64,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Limits {
+    pub(crate) shutdown_grace_seconds: u64,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The file could not be read.
+    #[error("cannot read the configuration {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The text holds something that is refused; all of it is listed.
+    #[error("{}", .0.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n"))]
+    Refused(Vec<Problem>),
+}
+
+/// One thing wrong in a configuration file.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Problem {
+    /// The file.
+    pub(crate) file: PathBuf,
+    /// Line and column, both from 1; none where the problem is in no one place.
+    pub(crate) place: Option<(usize, usize)>,
+    /// What is wrong and what would be right.
+    pub(crate) message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some((line, column)) = self.place {
+            write!(f, ":{line}:{column}")?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+impl Config {
+    /// Reads `path`. Without one, [`DEFAULT_PATH`] if it exists, else the defaults.
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self, Error> {
+        let (path, optional) = match path {
+            Some(path) => (path, false),
+            None => (Path::new(DEFAULT_PATH), true),
+        };
+        match read(path) {
+            Ok(text) => Self::parse(path, &text),
+            Err(source) if optional && source.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(source) => Err(Error::Read { path: path.to_owned(), source }),
+        }
+    }
+
+    /// Reads the text of `file`, which is named in errors.
+    pub(crate) fn parse(file: &Path, text: &str) -> Result<Self, Error> {
+        let document = Document::parse(file, text)?;
+        document.refuse_unknown_keys()?;
+        let mut config: Self = document.deserialize()?;
+        // Naming another runtime does not take the built-in one away.
+        config.runtimes.entry(BUILT_IN_RUNTIME.into()).or_default();
+        let problems = config.problems(&document);
+        if problems.is_empty() { Ok(config) } else { Err(Error::Refused(problems)) }
+    }
+
+    /// The path of the socket: `listen` without its scheme, else the default name in the state directory.
+    pub(crate) fn socket(&self) -> PathBuf {
+        match &self.listen {
+            Some(listen) => PathBuf::from(listen.strip_prefix("unix://").unwrap_or(listen)),
+            None => self.state.join(SOCKET_NAME),
+        }
+    }
+
+    /// What the types cannot say: relations between keys, absolute paths, values that would stop everything.
+    fn problems(&self, document: &Document<'_>) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut check = |right: bool, key: &[&str], message: String| {
+            if !right {
+                problems.push(document.problem_at(key, message));
+            }
+        };
+        check(self.version == VERSION, &["version"], {
+            format!("version {} is not known; this stasisd reads version {VERSION}", self.version)
+        });
+        for (key, path) in self.absolute_paths() {
+            check(path.is_absolute(), &key, {
+                format!("{} = {:?} is not an absolute path", key.join("."), path.display().to_string())
+            });
+        }
+        check(self.socket().is_absolute(), &["listen"], {
+            let listen = self.listen.as_deref().unwrap_or_default();
+            format!("listen = {listen:?} is neither unix:///PATH nor an absolute path; other sockets are not served")
+        });
+        check(self.runtimes.contains_key(&self.default_runtime), &["default_runtime"], {
+            let known: Vec<_> = self.runtimes.keys().map(String::as_str).collect();
+            format!(
+                "default_runtime {:?} has no table [runtimes.NAME]; there are: {}",
+                self.default_runtime,
+                known.join(", ")
+            )
+        });
+        for (key, value) in self.positive_numbers() {
+            check(value > 0, &key, format!("{} must be at least 1", key.join(".")));
+        }
+        check(crate::log::filter(&self.log.level).is_ok(), &["log", "level"], {
+            format!("log.level {:?} is no level; use error, warn, info, debug or trace", self.log.level)
+        });
+        problems
+    }
+
+    fn absolute_paths(&self) -> Vec<(Vec<&str>, &Path)> {
+        let mut paths: Vec<(Vec<&str>, &Path)> = vec![
+            (vec!["root"], &self.root),
+            (vec!["state"], &self.state),
+            (vec!["cni", "conf_dir"], &self.cni.conf_dir),
+        ];
+        paths.extend(self.cni.bin_dirs.iter().map(|dir| (vec!["cni", "bin_dirs"], dir.as_path())));
+        paths.extend(self.engines.path.iter().map(|dir| (vec!["engines", "path"], dir.as_path())));
+        paths
+            .extend(self.checkpoint.archive_dirs.iter().map(|dir| (vec!["checkpoint", "archive_dirs"], dir.as_path())));
+        paths.extend(self.shim.path.iter().map(|path| (vec!["shim", "path"], path.as_path())));
+        paths.extend(self.registry.hosts_dir.iter().map(|dir| (vec!["registry", "hosts_dir"], dir.as_path())));
+        paths
+    }
+
+    fn positive_numbers(&self) -> Vec<(Vec<&str>, u64)> {
+        vec![
+            (vec!["cni", "plugin_timeout_seconds"], self.cni.plugin_timeout_seconds),
+            (vec!["checkpoint", "max_timeout_seconds"], self.checkpoint.max_timeout_seconds),
+            (vec!["image", "max_concurrent_downloads"], self.image.max_concurrent_downloads.into()),
+            (vec!["image", "pull_progress_timeout_seconds"], self.image.pull_progress_timeout_seconds),
+            (vec!["image", "pull_timeout_seconds"], self.image.pull_timeout_seconds),
+        ]
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let size = std::fs::metadata(path)?.len();
+    if size > FILE_MAX {
+        return Err(io::Error::other(format!("it has {size} bytes; more than {FILE_MAX} are not read")));
+    }
+    std::fs::read_to_string(path)
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            version: VERSION,
+            root: "/var/lib/stasis".into(),
+            state: "/run/stasis".into(),
+            listen: None,
+            default_runtime: BUILT_IN_RUNTIME.into(),
+            log: Log::default(),
+            engines: Engines::default(),
+            cni: Cni::default(),
+            cgroup: Cgroup::default(),
+            shim: Shim::default(),
+            runtimes: BTreeMap::from([(BUILT_IN_RUNTIME.into(), Runtime::default())]),
+            checkpoint: Checkpoint::default(),
+            registry: Registry::default(),
+            image: Image::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::default() }
+    }
+}
+
+impl Default for Engines {
+    fn default() -> Self {
+        Self { runc: "runc".into(), criu: "criu".into(), path: Vec::new() }
+    }
+}
+
+impl Default for Cni {
+    fn default() -> Self {
+        Self {
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            plugin_timeout_seconds: 60,
+        }
+    }
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self { r#type: "io.containerd.stasis.v1".into(), binary: None }
+    }
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { level: Level::default(), archive_dirs: Vec::new(), max_timeout_seconds: 600 }
+    }
+}
+
+impl Default for Image {
+    fn default() -> Self {
+        Self { max_concurrent_downloads: 3, pull_progress_timeout_seconds: 60, pull_timeout_seconds: 3600 }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { shutdown_grace_seconds: 20 }
+    }
+}
