@@ -246,7 +246,7 @@ impl ShimRuntime {
     /// Takes back what a failed create did, as far as it goes. The error to tell is the first one.
     async fn undo_create(&self, task: &Arc<ShimTask>) {
         let mut deleted = task.delete("").await;
-        if matches!(deleted, Err(Error::FailedPrecondition(_) | Error::DeadlineExceeded(_))) {
+        if deleted.as_ref().is_err_and(|error| !error.is_not_found() && !error.is_shim_lost()) {
             let _ = task.kill("", SIGKILL, true).await;
             deleted = task.delete("").await;
         }
@@ -299,14 +299,18 @@ impl ShimRuntime {
         let process = shim.ok().and_then(|shim| Pidfd::open(shim.shim_pid.try_into().ok()?).ok());
         let request = ShutdownRequest { id: task.id.clone(), ..Default::default() };
         match task.call::<Empty>("Shutdown", &request, QUICK).await {
-            Err(error) if !error.is_shim_lost() => warn!(task_id = task.id, %error, "the shim does not shut down"),
+            Err(error) if !error.is_shim_lost() => {
+                return warn!(task_id = task.id, %error, "the shim does not shut down");
+            }
             _ => {}
         }
         if let Some(process) = process
             && !ended(process, SHUTDOWN_LIMIT).await
         {
-            warn!(task_id = task.id, address = task.record.endpoint.address, "the shim still runs after its shutdown");
+            let address = &task.record.endpoint.address;
+            return warn!(task_id = task.id, address, "the shim still runs after its shutdown");
         }
+        remove_socket(task).await;
     }
 
     async fn serves_others(&self, task: &ShimTask) -> bool {
@@ -437,6 +441,19 @@ async fn create_in_shim(task: &ShimTask, opts: &CreateOpts) -> Result<()> {
     let answer: CreateTaskResponse = task.connection.task("Create", &request, SLOW).await?;
     task.pid.store(answer.pid, Ordering::Relaxed);
     Ok(())
+}
+
+/// A dead shim cannot remove its socket, and runc's of containerd 2.0 to 2.2 forgets it. Only a socket is removed,
+/// whatever the address says.
+async fn remove_socket(task: &ShimTask) {
+    let path = PathBuf::from(task.record.endpoint.address.trim_start_matches("unix://"));
+    let removed = blocking(move || {
+        use std::os::unix::fs::FileTypeExt as _;
+        let is_socket = path.symlink_metadata().is_ok_and(|file| file.file_type().is_socket());
+        if is_socket { std::fs::remove_file(&path) } else { Ok(()) }
+            .map_err(|error| Error::io("cannot remove the socket", path.display(), error))
+    });
+    let _ = removed.await.inspect_err(|error| warn!(task_id = task.id, %error, "a socket stays behind"));
 }
 
 /// Runs work that must not stop halfway when its caller gives up.

@@ -73,8 +73,19 @@ impl ShimTask {
     /// Has the shim forget the ended task, or with an exec ID one of its processes.
     pub(crate) async fn delete(&self, exec_id: &str) -> Result<Exit> {
         let request = DeleteRequest { id: self.id.clone(), exec_id: exec_id.into(), ..Default::default() };
-        let answer: DeleteResponse = self.call("Delete", &request, SLOW).await?;
+        let answer: DeleteResponse = match self.call("Delete", &request, SLOW).await {
+            // runc's shim says no more than that it failed, also for the one reason that is the caller's.
+            Err(Error::Other(said)) if exec_id.is_empty() && self.runs().await => {
+                return Err(Error::FailedPrecondition(said));
+            }
+            answer => answer?,
+        };
         Ok(Exit { pid: answer.pid, status: answer.exit_status, timestamp: to_time(&answer.exited_at) })
+    }
+
+    async fn runs(&self) -> bool {
+        let state = self.state().await.map(|state| state.status);
+        matches!(state, Ok(Status::Running | Status::Paused | Status::Pausing))
     }
 
     pub(crate) async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<()> {
