@@ -1,0 +1,87 @@
+//! What of the host decides how a specification looks. Found once, at the start of the daemon.
+
+use std::path::Path;
+
+use rustix::thread::CapabilitySet;
+
+/// Facts about the kernel and the daemon's own rights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFacts {
+    /// Lowest OOM score that may be set: the daemon's own, or -1000 with CAP_SYS_RESOURCE.
+    pub oom_score_adj_floor: i32,
+    /// The kernel filters system calls.
+    pub seccomp: bool,
+    /// AppArmor is enabled.
+    pub apparmor: bool,
+    /// SELinux is enabled.
+    pub selinux: bool,
+    /// Release of the kernel: major and minor.
+    pub kernel: (u32, u32),
+    /// Highest capability of the kernel.
+    pub last_cap: u8,
+    /// The memory controller counts swap.
+    pub swap_accounting: bool,
+    /// There is a hugetlb controller.
+    pub hugetlb: bool,
+}
+
+impl HostFacts {
+    /// Looks at the running kernel. What cannot be read counts as absent.
+    #[must_use]
+    pub fn detect() -> Self {
+        let cgroup = Path::new("/sys/fs/cgroup");
+        let v2 = read("/sys/fs/cgroup/cgroup.controllers");
+        Self {
+            oom_score_adj_floor: oom_score_adj_floor(),
+            seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
+            apparmor: read("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
+            selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+            kernel: parse_release(&read("/proc/sys/kernel/osrelease")),
+            // 40 is CAP_CHECKPOINT_RESTORE, of Linux 5.9: the oldest kernel that we run on has it.
+            last_cap: read("/proc/sys/kernel/cap_last_cap").trim().parse().unwrap_or(40),
+            swap_accounting: cgroup.join("memory/memory.memsw.limit_in_bytes").exists() || swap_in_v2(),
+            hugetlb: cgroup.join("hugetlb").is_dir() || v2.split_whitespace().any(|c| c == "hugetlb"),
+        }
+    }
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+fn oom_score_adj_floor() -> i32 {
+    let may_lower = rustix::thread::capabilities(None).is_ok_and(|c| c.effective.contains(CapabilitySet::SYS_RESOURCE));
+    if may_lower { -1000 } else { read("/proc/self/oom_score_adj").trim().parse().unwrap_or(0) }
+}
+
+/// The root of cgroup v2 has no `memory.swap.*`: the daemon's own cgroup shows whether swap is counted.
+fn swap_in_v2() -> bool {
+    let own = read("/proc/self/cgroup");
+    let path = own.lines().find_map(|l| l.strip_prefix("0::/")).unwrap_or_default();
+    Path::new("/sys/fs/cgroup").join(path).join("memory.swap.max").exists()
+}
+
+fn parse_release(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_host_is_described() {
+        let facts = HostFacts::detect();
+        assert!(facts.kernel >= (5, 10), "{facts:?}");
+        assert!(facts.last_cap >= 40, "{facts:?}");
+        assert!((-1000..=1000).contains(&facts.oom_score_adj_floor), "{facts:?}");
+    }
+
+    #[test]
+    fn kernel_release() {
+        assert_eq!(parse_release("6.18.3-1-amd64"), (6, 18));
+        assert_eq!(parse_release("7.0-rc1"), (7, 0));
+        assert_eq!(parse_release("odd"), (0, 0));
+    }
+}
