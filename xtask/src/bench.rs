@@ -13,11 +13,10 @@ use anyhow::{Context, Result, bail};
 use self::measure::Bench;
 use self::table::{Bar, Table};
 use crate::compile;
-use crate::debian::remove_tree;
 use crate::engines;
 use crate::images;
 use crate::layout::Image;
-use crate::node::{Network, Node, Runtime};
+use crate::node::{Ground, Network, Node, Runtime};
 use crate::places::Places;
 use crate::registry::Registry;
 
@@ -51,16 +50,17 @@ pub(crate) async fn run(places: &Places, options: &Options) -> Result<()> {
     if !options.peer_only {
         compile::programs(places)?;
     }
-    let store = places.dev.join("nodes/bench-registry");
-    remove_tree(&store)?;
-    let registry = Registry::start(&places.engines(), &store)?;
+    let ground = Ground::clear(places, "peer")?;
+    let registry = Registry::start(&places.engines(), &ground.registry())?;
     let pause = push(places, &registry, "pause")?;
     let network = Network { masquerade: true };
-    let mut nodes = vec![Node::start(places, "bench-peer", Runtime::Containerd, network, &pause).await?];
+    let mut nodes = vec![Node::start(places, ground, Runtime::Containerd, network, &pause).await?];
     if !options.peer_only {
-        nodes.push(Node::start(places, "bench", Runtime::Stasis, network, &pause).await?);
+        let ground = Ground::clear(places, "bench")?;
+        nodes.push(Node::start(places, ground, Runtime::Stasis, network, &pause).await?);
     }
     let measured = measure(places, options, &registry, &mut nodes).await;
+    drop(registry);
     for node in nodes {
         let name = node.runtime.name();
         let left = node.stop().await.with_context(|| format!("end {name}"));
@@ -70,10 +70,8 @@ pub(crate) async fn run(places: &Places, options: &Options) -> Result<()> {
             Err(error) => eprintln!("{error:#}"),
         }
     }
-    drop(registry);
-    remove_tree(&store)?;
     let table = measured?;
-    eprintln!("{table}");
+    println!("{table}");
     match table.missed() {
         0 => Ok(()),
         missed => bail!("{missed} of the bars are not met"),

@@ -155,27 +155,6 @@ impl Cri {
         Ok(())
     }
 
-    /// StopContainer.
-    pub(crate) async fn stop(&mut self, container: &Container, grace_seconds: i64) -> Result<()> {
-        let request = StopContainerRequest { container_id: container.id.clone(), timeout: grace_seconds };
-        self.runtime.stop_container(request).await.map_err(said).context("StopContainer")?;
-        Ok(())
-    }
-
-    /// RemoveContainer.
-    pub(crate) async fn remove(&mut self, container: &Container) -> Result<()> {
-        let request = RemoveContainerRequest { container_id: container.id.clone() };
-        self.runtime.remove_container(request).await.map_err(said).context("RemoveContainer")?;
-        Ok(())
-    }
-
-    /// ContainerStatus.
-    pub(crate) async fn status(&mut self, container: &Container) -> Result<ContainerStatus> {
-        let request = ContainerStatusRequest { container_id: container.id.clone(), verbose: false };
-        let answer = self.runtime.container_status(request).await.map_err(said).context("ContainerStatus")?;
-        answer.into_inner().status.context("ContainerStatus without a status")
-    }
-
     /// CheckpointContainer, which leaves the container running.
     pub(crate) async fn checkpoint(&mut self, container: &Container, archive: &Path) -> Result<()> {
         let request = CheckpointContainerRequest {
@@ -270,6 +249,19 @@ pub(crate) fn messages(log: &Path) -> Vec<String> {
     // A line that is being written has no end yet.
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     whole.lines().filter_map(|line| line.splitn(4, ' ').nth(3).map(str::to_owned)).collect()
+}
+
+/// The messages of a container's log with their times.
+pub(crate) fn stamped_messages(log: &Path) -> Result<Vec<(jiff::Timestamp, String)>> {
+    let text = fs::read_to_string(log).with_context(|| format!("read {}", log.display()))?;
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let parse = |line: &str| -> Result<(jiff::Timestamp, String)> {
+        let mut words = line.splitn(4, ' ');
+        let time = words.next().unwrap_or_default();
+        let time = time.parse().with_context(|| format!("no CRI log line: {line}"))?;
+        Ok((time, words.nth(2).unwrap_or_default().to_owned()))
+    };
+    whole.lines().map(parse).collect()
 }
 
 /// Waits until `found` sees in the log's messages what it looks for.

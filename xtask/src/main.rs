@@ -2,10 +2,13 @@
 //!
 //! This file is a table of contents; each task has a file of its own.
 
+#![allow(clippy::print_stdout, reason = "a task's result is its output; progress and errors go to stderr")]
+
 mod bench;
 mod compile;
 mod cri;
 mod debian;
+mod demo;
 mod engines;
 mod http;
 mod images;
@@ -16,6 +19,8 @@ mod prefix;
 mod process;
 mod registry;
 mod test;
+
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -34,6 +39,8 @@ struct Arguments {
 enum Task {
     /// Set up the engines (CRIU, runc, CNI plugins, …), the peers and the test images
     Engines,
+    /// The main job end to end: run a pod, freeze it, carry it as an image, thaw it
+    Demo(demo::Options),
     /// Format check, lints, builds, and all tests
     Test,
     /// Check licences, advisories and sources of the dependencies
@@ -42,13 +49,24 @@ enum Task {
     Bench(bench::Options),
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run(&Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: &Task) -> Result<()> {
     let places = Places::find()?;
-    match Arguments::parse().task {
+    match task {
         Task::Engines => set_up(&places),
+        Task::Demo(options) => runtime()?.block_on(demo::run(&places, options)),
         Task::Test => test::run(&places),
         Task::Deny => test::deny(&places),
-        Task::Bench(options) => runtime()?.block_on(bench::run(&places, &options)),
+        Task::Bench(options) => runtime()?.block_on(bench::run(&places, options)),
     }
 }
 
@@ -56,8 +74,9 @@ fn set_up(places: &Places) -> Result<()> {
     engines::set_up_engines(places)?;
     engines::set_up_peers(places)?;
     images::set_up(places)?;
+    print!("{}{}", engines::engines(places).versions()?, engines::peers(places).versions()?);
     for (variable, value) in test::environment(places) {
-        eprintln!("export {variable}={}", value.display());
+        println!("export {variable}={}", value.display());
     }
     Ok(())
 }

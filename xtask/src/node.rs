@@ -16,13 +16,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
-pub(crate) use self::remains::unmount_below;
 pub(crate) use self::runtimes::Runtime;
 
 use crate::cri::{Cri, pod_config};
 use crate::debian::remove_tree;
 use crate::engines::path_with;
+use crate::layout::hex;
 use crate::places::Places;
 use crate::process::{tail, wait};
 
@@ -33,34 +34,83 @@ const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(20);
 
 /// Interface names have at most 15 characters, and paths of sockets 107: a node's name is short.
-const NAME_MAX: usize = 12;
+const NAME_MAX: usize = 7;
+
+/// Hexadecimal digits that tell apart the nodes of several work trees on one machine.
+const TREE_DIGITS: usize = 4;
 
 /// A running node.
 #[derive(Debug)]
 pub(crate) struct Node {
-    pub(crate) name: String,
     pub(crate) runtime: Runtime,
     pub(crate) cri: Cri,
-    pub(crate) directories: Directories,
-    /// Parent of all cgroups of its pods.
-    pub(crate) cgroup_parent: String,
+    pub(crate) ground: Ground,
     interfaces_before: Vec<String>,
-    busybox: PathBuf,
     daemon: Child,
 }
 
-/// Where a node keeps things.
-#[derive(Clone, Debug)]
-pub(crate) struct Directories {
+/// A node's names and places, cleared of what an earlier node of that name left. Nobody else has them as long as
+/// this value lives.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    /// `NAME-TREE`: unique on this machine.
+    pub(crate) name: String,
     /// Below the development directory: all that is on disk.
     pub(crate) disk: PathBuf,
     /// Below `/run`: sockets, whose paths must be short.
     pub(crate) run: PathBuf,
+    /// Parent of all cgroups of its pods.
+    pub(crate) cgroup_parent: String,
+    /// Where the daemon's log goes after a failure.
+    last_log: PathBuf,
+    busybox: PathBuf,
+    _lock: fs::File,
 }
 
-impl Directories {
-    fn of(places: &Places, name: &str) -> Self {
-        Self { disk: places.dev.join("nodes").join(name), run: Path::new("/run").join(format!("stasis-{name}")) }
+impl Ground {
+    /// Takes the name for this process and clears it.
+    pub(crate) fn clear(places: &Places, name: &str) -> Result<Self> {
+        if name.len() > NAME_MAX {
+            bail!("the node's name {name} is longer than {NAME_MAX} characters");
+        }
+        let nodes = places.dev.join("nodes");
+        fs::create_dir_all(&nodes)?;
+        let lock = fs::File::create(nodes.join(format!("{name}.lock")))?;
+        if lock.try_lock().is_err() {
+            bail!("another task uses the node {name} of this work tree: wait for its end");
+        }
+        let tree = &hex(&Sha256::digest(places.dev.as_os_str().as_encoded_bytes()))[..TREE_DIGITS];
+        let full = format!("{name}-{tree}");
+        let ground = Self {
+            disk: nodes.join(name),
+            run: Path::new("/run").join(format!("st-{full}")),
+            cgroup_parent: format!("/st-{full}"),
+            last_log: nodes.join(format!("{name}.log")),
+            busybox: places.engines().join("bin/busybox"),
+            name: full,
+            _lock: lock,
+        };
+        remains::sweep(&ground)?;
+        for dir in [ground.root(), ground.cni(), ground.archives(), ground.pod_logs()] {
+            fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        }
+        fs::DirBuilder::new().mode(0o711).create(&ground.run)?;
+        Ok(ground)
+    }
+
+    /// Removes everything of the node by force.
+    pub(crate) fn sweep(&self) -> Result<()> {
+        remains::sweep(self)
+    }
+
+    /// Name of the node's bridge.
+    fn bridge(&self) -> String {
+        format!("st-{}", self.name)
+    }
+
+    /// For a registry beside the node.
+    pub(crate) fn registry(&self) -> PathBuf {
+        self.disk.join("registry")
     }
 
     /// The runtime's persistent state.
@@ -107,45 +157,25 @@ pub(crate) struct Network {
 }
 
 impl Node {
-    /// Removes what an earlier node of that name left, starts the daemon and waits until it is ready.
+    /// Starts the daemon and waits until it is ready.
     pub(crate) async fn start(
         places: &Places,
-        name: &str,
+        ground: Ground,
         runtime: Runtime,
         network: Network,
         sandbox_image: &str,
     ) -> Result<Self> {
-        if name.len() > NAME_MAX {
-            bail!("the node's name {name} is longer than {NAME_MAX} characters");
-        }
-        let directories = Directories::of(places, name);
-        let cgroup_parent = format!("/stasis-{name}");
-        let busybox = places.engines().join("bin/busybox");
-        remains::sweep(&directories, &cgroup_parent, &bridge(name), &busybox)?;
-        for dir in [directories.root(), directories.cni(), directories.archives(), directories.pod_logs()] {
-            fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-        }
-        fs::DirBuilder::new().mode(0o711).create(&directories.run)?;
-        write_network(name, &directories, network)?;
+        write_network(&ground, network)?;
         let interfaces_before = remains::interfaces()?;
-        let mut command = runtime.command(places, &directories, sandbox_image)?;
-        let mut daemon = spawn(&mut command, places, &directories)?;
-        match connect(&mut daemon, &directories).await {
-            Ok(cri) => Ok(Self {
-                name: name.to_owned(),
-                runtime,
-                cri,
-                directories,
-                cgroup_parent,
-                interfaces_before,
-                busybox,
-                daemon,
-            }),
+        let mut command = runtime.command(places, &ground, sandbox_image)?;
+        let mut daemon = spawn(&mut command, places, &ground)?;
+        match connect(&mut daemon, &ground).await {
+            Ok(cri) => Ok(Self { runtime, cri, ground, interfaces_before, daemon }),
             Err(error) => {
                 // It may have ended by itself; the error to report is why it is not ready.
                 let _ = daemon.kill();
                 let _ = daemon.wait();
-                remains::sweep(&directories, &cgroup_parent, &bridge(name), &busybox)?;
+                ground.sweep()?;
                 Err(error.context(format!("start {}", runtime.name())))
             }
         }
@@ -158,22 +188,22 @@ impl Node {
 
     /// Process IDs of the node's shims.
     pub(crate) fn shims(&self) -> Result<Vec<u32>> {
-        remains::processes(|process| {
-            process.program.starts_with("containerd-shim") && process.arguments.contains(&self.socket_text())
-        })
+        let run = self.ground.run.display().to_string();
+        remains::processes(|process| process.program.starts_with("containerd-shim") && process.arguments.contains(&run))
     }
 
     /// Configuration of a pod on this node.
     pub(crate) fn pod_config(&self, pod: &str) -> stasis_cri_api::runtime::PodSandboxConfig {
-        pod_config(pod, &self.directories.pod_logs(), &self.cgroup_parent)
+        pod_config(pod, &self.ground.pod_logs(), &self.ground.cgroup_parent)
     }
 
     /// Stops and removes all pods, ends the daemon, and returns what is left of the node then: mounts, processes,
     /// cgroups, interfaces. Afterwards nothing is: the rest is removed by force.
     pub(crate) async fn stop(mut self) -> Result<Vec<String>> {
         let ended = self.end().await;
-        let left = remains::find(&self.directories, &self.cgroup_parent, &self.interfaces_before);
-        remains::sweep(&self.directories, &self.cgroup_parent, &bridge(&self.name), &self.busybox)?;
+        let left = remains::find(&self.ground, &self.interfaces_before);
+        self.save_log()?;
+        self.ground.sweep()?;
         ended?;
         left
     }
@@ -191,38 +221,38 @@ impl Node {
         }
         terminate(&mut self.daemon).with_context(|| format!("stop {}", self.runtime.name()))?;
         // The bridge is made by the plugin at the first pod, and no plugin removes it.
-        remains::remove_interface(&self.busybox, &bridge(&self.name))
+        remains::remove_interface(&self.ground.busybox, &self.ground.bridge())
     }
 
-    fn socket_text(&self) -> String {
-        self.directories.run.display().to_string()
+    /// Keeps the daemon's log beyond the node's end.
+    fn save_log(&self) -> Result<()> {
+        fs::copy(self.ground.log(), &self.ground.last_log).context("keep the daemon's log")?;
+        Ok(())
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // Only after an error: the stopped node has ended already. What fails here was reported there.
+        // After `stop` all of it is gone already. After an error these fail no worse than they did there.
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
-        let _ = remains::sweep(&self.directories, &self.cgroup_parent, &bridge(&self.name), &self.busybox);
+        if self.ground.log().exists() && self.save_log().is_ok() {
+            eprintln!("the log of {} is kept in {}", self.runtime.name(), self.ground.last_log.display());
+        }
+        let _ = self.ground.sweep();
     }
 }
 
-/// Name of the node's bridge.
-fn bridge(name: &str) -> String {
-    format!("st-{name}")
-}
-
-fn write_network(name: &str, directories: &Directories, network: Network) -> Result<()> {
+fn write_network(ground: &Ground, network: Network) -> Result<()> {
     let subnet = free_subnet()?;
     let mut plugins = vec![json!({
         "type": "bridge",
-        "bridge": bridge(name),
+        "bridge": ground.bridge(),
         "isGateway": true,
         "ipMasq": network.masquerade,
         "ipam": {
             "type": "host-local",
-            "dataDir": directories.disk.join("addresses"),
+            "dataDir": ground.disk.join("addresses"),
             "ranges": [[{ "subnet": subnet }]],
             "routes": [{ "dst": "0.0.0.0/0" }],
         },
@@ -230,8 +260,8 @@ fn write_network(name: &str, directories: &Directories, network: Network) -> Res
     if network.masquerade {
         plugins.push(json!({ "type": "portmap", "capabilities": { "portMappings": true } }));
     }
-    let list = json!({ "cniVersion": "1.0.0", "name": format!("stasis-{name}"), "plugins": plugins });
-    let path = directories.cni().join("10-bridge.conflist");
+    let list = json!({ "cniVersion": "1.0.0", "name": format!("stasis-{}", ground.name), "plugins": plugins });
+    let path = ground.cni().join("10-bridge.conflist");
     fs::write(&path, serde_json::to_vec_pretty(&list)?).with_context(|| format!("write {}", path.display()))
 }
 
@@ -253,11 +283,11 @@ fn free_subnet() -> Result<String> {
     Ok(format!("{subnet}/24"))
 }
 
-fn spawn(command: &mut Command, places: &Places, directories: &Directories) -> Result<Child> {
-    let log = fs::File::create(directories.log())?;
+fn spawn(command: &mut Command, places: &Places, ground: &Ground) -> Result<Child> {
+    let log = fs::File::create(ground.log())?;
     command
         .env("PATH", path_with(&places.engines()))
-        .current_dir(&directories.disk)
+        .current_dir(&ground.disk)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -266,11 +296,11 @@ fn spawn(command: &mut Command, places: &Places, directories: &Directories) -> R
 }
 
 /// Waits until the daemon answers and says that it is ready.
-async fn connect(daemon: &mut Child, directories: &Directories) -> Result<Cri> {
+async fn connect(daemon: &mut Child, ground: &Ground) -> Result<Cri> {
     let deadline = Instant::now() + START;
     loop {
         let ready = async {
-            let mut cri = Cri::connect(&directories.socket()).await?;
+            let mut cri = Cri::connect(&ground.socket()).await?;
             cri.ready().await?;
             Ok::<Cri, anyhow::Error>(cri)
         };
@@ -280,7 +310,7 @@ async fn connect(daemon: &mut Child, directories: &Directories) -> Result<Cri> {
         };
         let ended = daemon.try_wait()?;
         if ended.is_some() || Instant::now() > deadline {
-            let log = fs::read_to_string(directories.log()).unwrap_or_default();
+            let log = fs::read_to_string(ground.log()).unwrap_or_default();
             bail!("not ready within {START:?}: {error:#}; its log ends:\n{}", tail(&log));
         }
         tokio::time::sleep(Duration::from_millis(10)).await;

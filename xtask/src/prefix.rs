@@ -76,10 +76,15 @@ impl Recipe {
         made.map(|()| true).with_context(|| format!("set up {}", self.place.display()))
     }
 
-    /// The versions of what is in the prefix.
+    /// Where the programs came from, a line each: package and version, or the place on the system.
     pub(crate) fn versions(&self) -> Result<String> {
         let path = self.place.join("versions");
-        fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let wanted = |line: &&str| {
+            let name = line.split('\t').next().unwrap_or("");
+            self.programs.iter().any(|program| program.package == name || program.name == name)
+        };
+        Ok(text.lines().filter(wanted).map(|line| format!("{line}\n")).collect())
     }
 
     fn mark(&self) -> String {

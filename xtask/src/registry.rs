@@ -62,6 +62,12 @@ impl Registry {
         self.child.id()
     }
 
+    /// Leaves it running.
+    pub(crate) fn keep(self) {
+        // A server that outlives this process is nobody's to reap here.
+        std::mem::forget(self);
+    }
+
     /// Pushes an image and returns its reference.
     pub(crate) fn push(&self, image: &Image, repository: &str, tag: &str) -> Result<String> {
         let reference = format!("{}/{repository}:{tag}", self.address);

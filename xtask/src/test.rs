@@ -49,7 +49,7 @@ pub(crate) fn run(places: &Places) -> Result<()> {
         let arguments = ["test", "--release", "--workspace", "--no-fail-fast"];
         show(cargo(places).args(arguments).envs(environment(places)), BUILD)
     })?;
-    eprintln!("all checks passed in {} seconds", begin.elapsed().as_secs());
+    println!("all checks passed in {} seconds", begin.elapsed().as_secs());
     Ok(())
 }
 

@@ -90,12 +90,12 @@ impl Bench<'_> {
         let mut checkpoints: Vec<Option<String>> = vec![None; self.nodes.len()];
         for round in 0..=self.rounds {
             for (number, node) in self.nodes.iter_mut().enumerate() {
-                let archive = node.directories.archives().join("archive.tar");
+                let archive = node.ground.archives().join("archive.tar");
                 let (call, frozen) = checkpoint(node, image, mebibytes, round, &archive).await?;
                 let checkpoint = match &checkpoints[number] {
                     Some(reference) => reference.clone(),
                     None => {
-                        let repository = format!("checkpoint-{}-{mebibytes}", node.name);
+                        let repository = format!("checkpoint-{}-{mebibytes}", node.ground.name);
                         let image = checkpoint_image(&archive, "main")?;
                         let reference = self.registry.push(&image, &repository, "latest")?;
                         node.cri.pull(&reference).await?;

@@ -1,4 +1,4 @@
-//! What a node may leave: mounts, processes, cgroups, interfaces, directories. Found by the node's own names, and
+//! What a node may leave: mounts, processes, cgroups, interfaces, ground. Found by the node's own names, and
 //! removed by force where a run before was cut short.
 
 use std::collections::BTreeSet;
@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Directories, remove_tree};
+use super::{Ground, remove_tree};
 use crate::process::{SHORT, run};
 
 /// The kernel takes interfaces and cgroups away a little after the processes in them: this long at most.
@@ -21,11 +21,18 @@ const SETTLE: Duration = Duration::from_secs(5);
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// Where containerd's shims have their sockets, whatever its configuration says.
-const CONTAINERD_SOCKETS: &str = "/run/containerd/s";
+/// Directories that containerd and the CNI library make whatever their configuration says, the inner ones first.
+const SHARED: [&str; 6] = [
+    "/run/containerd/s",
+    "/run/containerd/fifo",
+    "/run/containerd",
+    "/var/lib/cni/results",
+    "/var/lib/cni/networks",
+    "/var/lib/cni",
+];
 
 /// What the programs are called that a node runs, apart from the containers' own.
-const PROGRAMS: [&str; 4] = ["stasisd", "containerd", "runc", "criu"];
+const PROGRAMS: [&str; 5] = ["stasisd", "containerd", "runc", "criu", "docker-registry"];
 
 /// A process as `/proc` shows it.
 #[derive(Debug)]
@@ -59,19 +66,17 @@ pub(super) fn processes(chosen: impl Fn(&Process) -> bool) -> Result<Vec<u32>> {
 }
 
 /// What is left of a node that has ended, in words; waits a little for what goes away by itself.
-pub(super) fn find(
-    directories: &Directories,
-    cgroup_parent: &str,
-    interfaces_before: &[String],
-) -> Result<Vec<String>> {
+pub(super) fn find(ground: &Ground, interfaces_before: &[String]) -> Result<Vec<String>> {
     let deadline = Instant::now() + SETTLE;
     loop {
         let mut left = Vec::new();
-        left.extend(mounts(directories)?.iter().map(|mount| format!("mount {}", mount.display())));
-        left.extend(processes_of(directories, cgroup_parent)?.iter().map(|pid| format!("process {pid}")));
+        left.extend(mounts(ground)?.iter().map(|mount| format!("mount {}", mount.display())));
+        left.extend(processes_of(ground)?.iter().map(|pid| format!("process {pid}")));
         // Empty parents go with the node; a cgroup below that is a container's.
         let depth = |path: &Path| path.components().count();
-        let inner = cgroups(cgroup_parent).into_iter().filter(|path| depth(path) > pod_depth(path, cgroup_parent));
+        let inner = cgroups(&ground.cgroup_parent)
+            .into_iter()
+            .filter(|path| depth(path) > pod_depth(path, &ground.cgroup_parent));
         left.extend(inner.map(|path| format!("cgroup {}", path.display())));
         let new = interfaces()?.into_iter().filter(|name| !interfaces_before.contains(name));
         left.extend(new.map(|name| format!("interface {name}")));
@@ -83,18 +88,20 @@ pub(super) fn find(
 }
 
 /// Ends and removes everything that is the node's.
-pub(super) fn sweep(directories: &Directories, cgroup_parent: &str, bridge: &str, busybox: &Path) -> Result<()> {
-    kill_all(directories, cgroup_parent)?;
-    unmount_below(&directories.run)?;
-    unmount_below(&directories.disk)?;
-    remove_interface(busybox, bridge)?;
-    for cgroup in cgroups(cgroup_parent) {
+pub(super) fn sweep(ground: &Ground) -> Result<()> {
+    kill_all(ground)?;
+    unmount_below(&ground.run)?;
+    unmount_below(&ground.disk)?;
+    remove_interface(&ground.busybox, &ground.bridge())?;
+    for cgroup in cgroups(&ground.cgroup_parent) {
         fs::remove_dir(&cgroup).with_context(|| format!("remove the cgroup {}", cgroup.display()))?;
     }
-    remove_tree(&directories.run)?;
-    remove_tree(&directories.disk)?;
-    // The directory is shared with a containerd of the system, whose sockets keep it from going.
-    let _ = fs::remove_dir(CONTAINERD_SOCKETS);
+    remove_tree(&ground.run)?;
+    remove_tree(&ground.disk)?;
+    for shared in SHARED {
+        // Others may have things in it, which then keep it from going.
+        let _ = fs::remove_dir(shared);
+    }
     Ok(())
 }
 
@@ -107,18 +114,18 @@ pub(super) fn remove_interface(busybox: &Path, name: &str) -> Result<()> {
 }
 
 /// Takes away every mount at or below `dir`, the last mounted first.
-pub(crate) fn unmount_below(dir: &Path) -> Result<()> {
+fn unmount_below(dir: &Path) -> Result<()> {
     for mount in mounts_below(dir)?.iter().rev() {
         unmount(mount, UnmountFlags::DETACH).with_context(|| format!("unmount {}", mount.display()))?;
     }
     Ok(())
 }
 
-fn kill_all(directories: &Directories, cgroup_parent: &str) -> Result<()> {
+fn kill_all(ground: &Ground) -> Result<()> {
     let deadline = Instant::now() + SETTLE;
     loop {
-        thaw(cgroup_parent);
-        let pids = processes_of(directories, cgroup_parent)?;
+        thaw(ground);
+        let pids = processes_of(ground)?;
         if pids.is_empty() || Instant::now() > deadline {
             return Ok(());
         }
@@ -133,8 +140,8 @@ fn kill_all(directories: &Directories, cgroup_parent: &str) -> Result<()> {
 }
 
 /// A frozen process is killed only when it is thawed.
-fn thaw(cgroup_parent: &str) {
-    for cgroup in cgroups(cgroup_parent) {
+fn thaw(ground: &Ground) {
+    for cgroup in cgroups(&ground.cgroup_parent) {
         // Each hierarchy has one of the two files, or none.
         let _ = fs::write(cgroup.join("freezer.state"), "THAWED").or_else(|_| {
             if cgroup.join("cgroup.freeze").exists() { fs::write(cgroup.join("cgroup.freeze"), "0") } else { Ok(()) }
@@ -143,9 +150,9 @@ fn thaw(cgroup_parent: &str) {
 }
 
 /// Daemon, shims and engines by their names and the paths on their command lines, containers by their cgroup.
-fn processes_of(directories: &Directories, cgroup_parent: &str) -> Result<Vec<u32>> {
-    let (run, disk) = (format!("{}/", directories.run.display()), format!("{}/", directories.disk.display()));
-    let cgroup = format!(":{cgroup_parent}/");
+fn processes_of(ground: &Ground) -> Result<Vec<u32>> {
+    let (run, disk) = (format!("{}/", ground.run.display()), format!("{}/", ground.disk.display()));
+    let cgroup = format!(":{}/", ground.cgroup_parent);
     processes(|process| {
         // A person's pager on one of the node's logs is none of them.
         let ours = PROGRAMS.iter().any(|program| process.program.starts_with(program));
@@ -154,9 +161,9 @@ fn processes_of(directories: &Directories, cgroup_parent: &str) -> Result<Vec<u3
     })
 }
 
-fn mounts(directories: &Directories) -> Result<Vec<PathBuf>> {
-    let mut mounts = mounts_below(&directories.run)?;
-    mounts.extend(mounts_below(&directories.disk)?);
+fn mounts(ground: &Ground) -> Result<Vec<PathBuf>> {
+    let mut mounts = mounts_below(&ground.run)?;
+    mounts.extend(mounts_below(&ground.disk)?);
     Ok(mounts)
 }
 

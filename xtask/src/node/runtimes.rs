@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::Directories;
+use super::Ground;
 use crate::compile::{daemon, shim};
 use crate::places::Places;
 
@@ -29,11 +29,11 @@ impl Runtime {
     }
 
     /// Writes the configuration and returns the command that starts the daemon.
-    pub(super) fn command(self, places: &Places, directories: &Directories, sandbox_image: &str) -> Result<Command> {
-        let file = directories.disk.join("config.toml");
+    pub(super) fn command(self, places: &Places, ground: &Ground, sandbox_image: &str) -> Result<Command> {
+        let file = ground.disk.join("config.toml");
         let text = match self {
-            Self::Stasis => stasis(places, directories),
-            Self::Containerd => containerd(places, directories, sandbox_image),
+            Self::Stasis => stasis(places, ground),
+            Self::Containerd => containerd(places, ground, sandbox_image),
         };
         fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
         let mut command = match self {
@@ -42,14 +42,14 @@ impl Runtime {
         };
         command.arg("--config").arg(&file);
         if self == Self::Stasis {
-            command.arg("--root").arg(directories.root()).arg("--state").arg(directories.state());
-            command.arg("--listen").arg(directories.socket());
+            command.arg("--root").arg(ground.root()).arg("--state").arg(ground.state());
+            command.arg("--listen").arg(ground.socket());
         }
         Ok(command)
     }
 }
 
-fn stasis(places: &Places, directories: &Directories) -> String {
+fn stasis(places: &Places, ground: &Ground) -> String {
     let engines = places.engines();
     format!(
         r#"version = 1
@@ -76,15 +76,16 @@ archive_dirs = [{archives}]
         runc = quoted(&engines.join("bin/runc")),
         criu = quoted(&engines.join("bin/criu")),
         path = quoted(&engines.join("bin")),
-        conf_dir = quoted(&directories.cni()),
+        conf_dir = quoted(&ground.cni()),
         bin_dir = quoted(&engines.join("cni")),
         shim = quoted(&shim(places)),
-        archives = quoted(&directories.archives()),
+        archives = quoted(&ground.archives()),
     )
 }
 
-/// containerd as it comes, but for its places; and without NRI, whose directories are the system's.
-fn containerd(places: &Places, directories: &Directories, sandbox_image: &str) -> String {
+/// containerd as it comes, but for its places; without NRI, whose ground are the system's; and content with the OOM
+/// score that a host without CAP_SYS_RESOURCE allows.
+fn containerd(places: &Places, ground: &Ground, sandbox_image: &str) -> String {
     let engines = places.engines();
     format!(
         r#"version = 3
@@ -102,6 +103,7 @@ state = {state}
 
 [plugins.'io.containerd.cri.v1.runtime']
   netns_mounts_under_state_dir = true
+  restrict_oom_score_adj = true
 
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
   runtime_type = 'io.containerd.runc.v2'
@@ -122,16 +124,16 @@ state = {state}
 [plugins.'io.containerd.nri.v1.nri']
   disable = true
 "#,
-        root = quoted(&directories.root()),
-        state = quoted(&directories.state()),
-        socket = quoted(&directories.socket()),
-        ttrpc = quoted(&directories.run.join("ttrpc.sock")),
+        root = quoted(&ground.root()),
+        state = quoted(&ground.state()),
+        socket = quoted(&ground.socket()),
+        ttrpc = quoted(&ground.run.join("ttrpc.sock")),
         shim = quoted(&places.peers().join("bin/containerd-shim-runc-v2")),
         runc = quoted(&engines.join("bin/runc")),
-        runc_state = quoted(&directories.run.join("runc")),
+        runc_state = quoted(&ground.run.join("runc")),
         cni = quoted(&engines.join("cni")),
-        conf_dir = quoted(&directories.cni()),
-        opt = quoted(&directories.disk.join("opt")),
+        conf_dir = quoted(&ground.cni()),
+        opt = quoted(&ground.disk.join("opt")),
     )
 }
 
