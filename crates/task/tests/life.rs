@@ -3,6 +3,9 @@
 //! Needs root and, in the environment: `STASIS_ENGINES` (a prefix with `bin/{runc,busybox}`), `STASIS_PEERS` (a prefix
 //! with `bin/containerd-shim-runc-v2`), `STASIS_SHIM` (our shim's program).
 
+// A test's panic is its message.
+#![allow(clippy::unwrap_used)]
+
 mod pod;
 
 use std::fs;

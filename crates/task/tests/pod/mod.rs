@@ -188,24 +188,26 @@ impl Drop for Pod {
             let socket = address.split('"').find_map(|part| part.strip_prefix("unix://").map(PathBuf::from));
             let _ = socket.map(fs::remove_file);
         }
-        for _ in 0..3 {
-            for pid in processes_in(root) {
+        let groups = cgroups(&self.id);
+        for group in &groups {
+            let _ = fs::write(group.join("freezer.state"), "THAWED");
+            let _ = fs::write(group.join("cgroup.freeze"), "0");
+        }
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let inside = groups.iter().flat_map(|group| pids_in(group));
+            let left: Vec<i32> = inside.chain(processes_in(root)).collect();
+            if left.is_empty() || Instant::now() > end {
+                break;
+            }
+            for pid in left {
                 let _ = Pidfd::open(pid).and_then(|process| process.signal(Signal::KILL));
             }
-            let containers = fs::read_dir(root.join("runc")).into_iter().flatten().flatten();
-            for id in containers.filter_map(|entry| entry.file_name().into_string().ok()) {
-                let runc = engines().join("bin/runc");
-                let _ = std::process::Command::new(runc)
-                    .arg("--root")
-                    .arg(root.join("runc"))
-                    .args(["delete", "-f", &id])
-                    .output();
-            }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(10));
         }
         let _ = stasis_sys::mount::unmount_all_below(root);
-        for cgroup in cgroups(&self.id) {
-            let _ = fs::remove_dir(cgroup);
+        for group in groups {
+            let _ = fs::remove_dir(group);
         }
     }
 }
@@ -259,6 +261,11 @@ fn processes_in(dir: &Path) -> Vec<i32> {
     };
     let all = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
     all.filter(of_ours).collect()
+}
+
+fn pids_in(cgroup: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
 fn cgroups(pod_id: &str) -> Vec<PathBuf> {
