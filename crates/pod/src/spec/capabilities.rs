@@ -1,4 +1,4 @@
-//! Linux capabilities of a container: the default set, what a request adds and drops, and what the kernel knows.
+//! Linux capabilities of a container: the default set, what a request adds and drops, and what the daemon can give.
 
 use std::collections::BTreeSet;
 
@@ -89,13 +89,15 @@ fn is_all(name: &str) -> bool {
     name.eq_ignore_ascii_case("ALL") || name.eq_ignore_ascii_case("CAP_ALL")
 }
 
-/// The sets of a container. `last` is the highest capability of the running kernel.
+/// The sets of a container. `own` are the capabilities of the daemon, by number as bits: what a container gets by
+/// default, by `ALL` or by being privileged is bounded by them, and a name beyond them is refused, since the OCI
+/// runtime would fail with a bare "operation not permitted".
 ///
 /// `ALL` is read first on either side, then the names that are added, then those that are dropped, so `drop: [ALL],
 /// add: [X]` leaves X. Inheritable and ambient stay empty unless the request asks for ambient ones (CVE-2022-29162
 /// and its kin).
-pub(super) fn sets(request: Option<&Request>, privileged: bool, last: u8) -> Result<LinuxCapabilities> {
-    let known: Numbers = (0..BY_NUMBER.len()).filter(|n| *n <= usize::from(last)).collect();
+pub(super) fn sets(request: Option<&Request>, privileged: bool, own: u64) -> Result<LinuxCapabilities> {
+    let known: Numbers = (0..BY_NUMBER.len()).filter(|n| own >> n & 1 == 1).collect();
     if privileged {
         return Ok(linux(&known, &Numbers::new()));
     }
@@ -109,14 +111,14 @@ pub(super) fn sets(request: Option<&Request>, privileged: bool, last: u8) -> Res
         set.clone_from(&known);
     }
     for name in request.add_capabilities.iter().filter(|c| !is_all(c)) {
-        set.insert(checked("add_capabilities", name, last)?);
+        set.insert(checked("add_capabilities", name, &known)?);
     }
     let mut ambient = Numbers::new();
     for name in &request.add_ambient_capabilities {
         if is_all(name) {
             ambient.clone_from(&known);
         } else {
-            ambient.insert(checked("add_ambient_capabilities", name, last)?);
+            ambient.insert(checked("add_ambient_capabilities", name, &known)?);
         }
     }
     set.extend(&ambient);
@@ -129,10 +131,11 @@ pub(super) fn sets(request: Option<&Request>, privileged: bool, last: u8) -> Res
     Ok(linux(&set, &ambient))
 }
 
-fn checked(field: &str, name: &str, last: u8) -> Result<usize> {
+fn checked(field: &str, name: &str, known: &Numbers) -> Result<usize> {
     let number = parse(field, name)?;
-    if number > usize::from(last) {
-        return Err(SpecError::host(field, format!("the kernel does not know {name:?}")));
+    if !known.contains(&number) {
+        let reason = format!("the daemon itself does not have {name:?}, or the kernel does not know it");
+        return Err(SpecError::host(field, reason));
     }
     Ok(number)
 }
@@ -159,7 +162,7 @@ mod tests {
             drop_capabilities: own(drop),
             add_ambient_capabilities: own(ambient),
         };
-        let sets = sets(Some(&request), false, 40)?;
+        let sets = sets(Some(&request), false, u64::MAX)?;
         let list = |set: &Option<std::collections::HashSet<Capability>>| {
             let mut names: Vec<String> = set.iter().flatten().map(ToString::to_string).collect();
             names.sort();
@@ -184,11 +187,16 @@ mod tests {
     }
 
     #[test]
-    fn privileged_has_what_the_kernel_has() {
-        let all = sets(None, true, 37).unwrap();
-        assert_eq!(all.bounding().as_ref().unwrap().len(), 38);
+    fn nobody_gets_what_the_daemon_lacks() {
+        let own = !(1 << number(Capability::SysResource) | 1 << number(Capability::Mknod));
+        let all = sets(None, true, own).unwrap();
+        assert_eq!(all.bounding().as_ref().unwrap().len(), 39);
         assert!(all.ambient().as_ref().unwrap().is_empty());
-        let request = Request { add_capabilities: vec!["BPF".into()], ..Default::default() };
-        assert!(sets(Some(&request), false, 37).is_err(), "a capability that the kernel lacks");
+        assert_eq!(sets(None, false, own).unwrap().bounding().as_ref().unwrap().len(), 13);
+        let add = |name: &str| Request { add_capabilities: vec![name.into()], ..Default::default() };
+        let everything = sets(Some(&add("ALL")), false, own).unwrap();
+        assert_eq!(everything.bounding().as_ref().unwrap().len(), 39);
+        assert!(sets(Some(&add("SYS_RESOURCE")), false, own).is_err());
+        assert!(sets(Some(&add("SYS_ADMIN")), false, own).is_ok());
     }
 }

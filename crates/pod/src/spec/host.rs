@@ -17,8 +17,8 @@ pub struct HostFacts {
     pub selinux: bool,
     /// Release of the kernel: major and minor.
     pub kernel: (u32, u32),
-    /// Highest capability of the kernel.
-    pub last_cap: u8,
+    /// Capabilities that the daemon holds itself, by number as bits: nobody can give what they do not have.
+    pub capabilities: u64,
     /// The memory controller counts swap.
     pub swap_accounting: bool,
     /// There is a hugetlb controller.
@@ -30,15 +30,15 @@ impl HostFacts {
     #[must_use]
     pub fn detect() -> Self {
         let cgroup = Path::new("/sys/fs/cgroup");
+        let own = rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted);
         let v2 = read("/sys/fs/cgroup/cgroup.controllers");
         Self {
-            oom_score_adj_floor: oom_score_adj_floor(),
+            oom_score_adj_floor: oom_score_adj_floor(own),
             seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
             apparmor: read("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             kernel: parse_release(&read("/proc/sys/kernel/osrelease")),
-            // 40 is CAP_CHECKPOINT_RESTORE, of Linux 5.9: the oldest kernel that we run on has it.
-            last_cap: read("/proc/sys/kernel/cap_last_cap").trim().parse().unwrap_or(40),
+            capabilities: own.bits(),
             swap_accounting: cgroup.join("memory/memory.memsw.limit_in_bytes").exists() || swap_in_v2(),
             hugetlb: cgroup.join("hugetlb").is_dir() || v2.split_whitespace().any(|c| c == "hugetlb"),
         }
@@ -49,8 +49,8 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
-fn oom_score_adj_floor() -> i32 {
-    let may_lower = rustix::thread::capabilities(None).is_ok_and(|c| c.effective.contains(CapabilitySet::SYS_RESOURCE));
+fn oom_score_adj_floor(own: CapabilitySet) -> i32 {
+    let may_lower = own.contains(CapabilitySet::SYS_RESOURCE);
     if may_lower { -1000 } else { read("/proc/self/oom_score_adj").trim().parse().unwrap_or(0) }
 }
 
@@ -74,7 +74,9 @@ mod tests {
     fn this_host_is_described() {
         let facts = HostFacts::detect();
         assert!(facts.kernel >= (5, 10), "{facts:?}");
-        assert!(facts.last_cap >= 40, "{facts:?}");
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let permitted = status.lines().find_map(|l| l.strip_prefix("CapPrm:")).unwrap();
+        assert_eq!(facts.capabilities, u64::from_str_radix(permitted.trim(), 16).unwrap(), "{facts:?}");
         assert!((-1000..=1000).contains(&facts.oom_score_adj_floor), "{facts:?}");
     }
 

@@ -26,6 +26,8 @@ mod user;
 mod validate;
 
 #[cfg(test)]
+mod runc_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, HashSet};

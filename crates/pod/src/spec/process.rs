@@ -35,7 +35,7 @@ pub(super) fn process(input: &ContainerInput<'_>, context: &LinuxContainerSecuri
     process.set_capabilities(Some(capabilities::sets(
         context.capabilities.as_ref(),
         context.privileged,
-        input.host.last_cap,
+        input.host.capabilities,
     )?));
     process.set_no_new_privileges(Some(context.no_new_privs));
     process.set_apparmor_profile(confinement::apparmor(context, input.host)?);

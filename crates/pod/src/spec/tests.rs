@@ -21,13 +21,13 @@ pub(super) fn host() -> HostFacts {
         apparmor: false,
         selinux: false,
         kernel: (6, 18),
-        last_cap: 40,
+        capabilities: u64::MAX,
         swap_accounting: true,
         hugetlb: true,
     }
 }
 
-fn pod() -> PodSandboxConfig {
+pub(super) fn pod() -> PodSandboxConfig {
     PodSandboxConfig {
         metadata: Some(PodSandboxMetadata {
             name: "web".into(),
@@ -57,7 +57,9 @@ fn container() -> ContainerConfig {
 fn image() -> ImageConfiguration {
     serde_json::from_value(serde_json::json!({
         "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []},
-        "config": {"User": "app", "Env": ["LANG=C", "PATH=/bin"], "Entrypoint": ["/app"], "Cmd": ["serve"], "WorkingDir": "/srv"},
+        "config": {
+            "User": "app", "Env": ["LANG=C", "PATH=/bin"], "Entrypoint": ["/app"], "Cmd": ["serve"], "WorkingDir": "/srv",
+        },
     }))
     .unwrap()
 }
@@ -67,7 +69,7 @@ fn joined() -> Namespaces {
     Namespaces { net: path("net"), ipc: path("ipc"), uts: path("uts"), pid: PidNamespace::Private }
 }
 
-fn spec<'a>(
+pub(super) fn spec<'a>(
     pod: &'a PodSandboxConfig,
     config: &'a ContainerConfig,
     change: impl FnOnce(&mut ContainerInput<'a>),
@@ -100,12 +102,12 @@ fn spec<'a>(
     container_spec(&input)
 }
 
-fn with_context(context: LinuxContainerSecurityContext) -> ContainerConfig {
+pub(super) fn with_context(context: LinuxContainerSecurityContext) -> ContainerConfig {
     let linux = LinuxContainerConfig { security_context: Some(context), resources: None };
     ContainerConfig { linux: Some(linux), ..container() }
 }
 
-fn privileged_pod() -> PodSandboxConfig {
+pub(super) fn privileged_pod() -> PodSandboxConfig {
     let context = LinuxSandboxSecurityContext { privileged: true, ..Default::default() };
     PodSandboxConfig {
         linux: Some(LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() }),
@@ -384,8 +386,8 @@ proptest! {
     /// Whatever mounts a request has, the container keeps a `/proc`, and no destination climbs or comes twice.
     #[test]
     fn destinations_are_clean(paths in proptest::collection::vec("(/(a|b|\\.|proc|dev|sys)?){1,4}", 0..8)) {
-        let mounts = paths.iter().map(|p| Mount { container_path: p.clone(), host_path: "/h".into(), ..Default::default() });
-        let config = ContainerConfig { mounts: mounts.collect(), ..container() };
+        let mount = |p: &String| Mount { container_path: p.clone(), host_path: "/h".into(), ..Default::default() };
+        let config = ContainerConfig { mounts: paths.iter().map(mount).collect(), ..container() };
         if let Ok(spec) = spec(&pod(), &config, |_| {}) {
             let all = spec.mounts().clone().unwrap_or_default();
             let mut seen = HashSet::new();

@@ -347,7 +347,11 @@ mod tests {
 
         /// An image cannot make a user string mean an account that it does not spell.
         #[test]
-        fn image_user_means_what_it_says(user in "[0-9a-z:+ -]{0,12}", passwd in any::<Vec<u8>>(), group in any::<Vec<u8>>()) {
+        fn image_user_means_what_it_says(
+            user in "[0-9a-z:+ -]{0,12}",
+            passwd in any::<Vec<u8>>(),
+            group in any::<Vec<u8>>(),
+        ) {
             let files = AccountFiles { passwd: Some(&passwd), group: Some(&group) };
             if let Ok(account) = resolve(&LinuxContainerSecurityContext::default(), &user, files) {
                 prop_assert_eq!(account.groups.first(), Some(&account.gid));

@@ -209,7 +209,8 @@ fn sysctl(name: &str, value: &str, options: &NamespaceOption) -> Result<()> {
         (false, false) => {
             return invalid(
                 field,
-                "belongs to the whole host; only net.*, kernel.shm*, kernel.msg*, kernel.sem and fs.mqueue.* are a pod's own",
+                "belongs to the whole host; only net.*, kernel.shm*, kernel.msg*, kernel.sem and fs.mqueue.* \
+                 are a pod's own",
             );
         }
         (true, _) if options.network == node => {
