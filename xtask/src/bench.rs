@@ -21,7 +21,7 @@ use crate::places::Places;
 use crate::registry::Registry;
 
 /// What can be measured, with the word that chooses it.
-const NAMES: [&str; 4] = ["lifecycle", "checkpoint", "gigabyte", "memory"];
+pub(crate) const NAMES: [&str; 4] = ["lifecycle", "checkpoint", "gigabyte", "memory"];
 
 /// Pods of the memory benchmark.
 const PODS: usize = 60;

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::geteuid;
 
 use crate::debian::find_program;
 use crate::places::Places;
@@ -126,9 +125,6 @@ fn check(prefix: &Path) -> Result<()> {
     for name in ["criu", "runc", "docker-registry", "nft", "iptables"] {
         run(Command::new(prefix.join("bin").join(name)).arg("--version").env("PATH", &path), SHORT)
             .context("try the engines that were set up")?;
-    }
-    if !geteuid().is_root() {
-        bail!("CRIU, runc and CNI need root: run this task as root");
     }
     let said = ask(Command::new(prefix.join("bin/criu")).arg("check").env("PATH", &path), SHORT)?;
     if !said.status.success() {

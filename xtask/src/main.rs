@@ -18,11 +18,12 @@ mod places;
 mod prefix;
 mod process;
 mod registry;
+mod specification;
 mod test;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
 use crate::places::Places;
@@ -60,13 +61,16 @@ fn main() -> ExitCode {
 }
 
 fn run(task: &Task) -> Result<()> {
+    if !matches!(task, Task::Deny) && !rustix::process::geteuid().is_root() {
+        bail!("mounts, namespaces, cgroups and CRIU need root: run this task as root");
+    }
     let places = Places::find()?;
     match task {
         Task::Engines => set_up(&places),
-        Task::Demo(options) => runtime()?.block_on(demo::run(&places, options)),
+        Task::Demo(options) => block_on(demo::run(&places, options)),
         Task::Test => test::run(&places),
         Task::Deny => test::deny(&places),
-        Task::Bench(options) => runtime()?.block_on(bench::run(&places, options)),
+        Task::Bench(options) => block_on(bench::run(&places, options)),
     }
 }
 
@@ -81,7 +85,16 @@ fn set_up(places: &Places) -> Result<()> {
     Ok(())
 }
 
-/// One thread: the tasks wait for one thing at a time.
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the async runtime")
+/// Runs a task that waits for daemons, on one thread; an interrupt drops it, and with it all that it started.
+fn block_on(task: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("start the async runtime")?.block_on(async {
+        tokio::select! {
+            result = task => result,
+            interrupt = tokio::signal::ctrl_c() => {
+                interrupt.context("wait for an interrupt")?;
+                bail!("interrupted")
+            }
+        }
+    })
 }

@@ -9,6 +9,7 @@ mod runtimes;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -288,6 +289,8 @@ fn spawn(command: &mut Command, places: &Places, ground: &Ground) -> Result<Chil
     command
         .env("PATH", path_with(&places.engines()))
         .current_dir(&ground.disk)
+        // An interrupt at the terminal is for this task, which then stops the daemon.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -42,6 +43,8 @@ impl Registry {
             .arg("serve")
             .arg(&configuration)
             .env("OTEL_TRACES_EXPORTER", "none")
+            // An interrupt at the terminal is for this task, which then ends the registry.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
-use rustix::process::geteuid;
+use anyhow::{Context, Result};
 
 use crate::compile::{bin, cargo, programs, shim};
 use crate::engines;
 use crate::images;
 use crate::places::Places;
 use crate::process::{BUILD, SHORT, run as run_quietly, show};
+use crate::specification;
 
 /// What tests find in their environment: places that differ from machine to machine.
 pub(crate) fn environment(places: &Places) -> Vec<(&'static str, PathBuf)> {
@@ -31,10 +31,8 @@ pub(crate) fn environment(places: &Places) -> Vec<(&'static str, PathBuf)> {
 /// Runs all checks; the first that fails ends the task.
 pub(crate) fn run(places: &Places) -> Result<()> {
     let begin = Instant::now();
-    if !geteuid().is_root() {
-        bail!("the tests make mounts, namespaces and cgroups: run this task as root");
-    }
     step("formatting", || show(cargo(places).args(["fmt", "--all", "--check"]), BUILD))?;
+    step("specification", || specification::check(places))?;
     step("engines and test images", || {
         engines::set_up_engines(places)?;
         engines::set_up_peers(places)?;
