@@ -1,0 +1,359 @@
+//! CRI RuntimeService over the pod engine.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use stasis_cri_api::runtime::runtime_service_server::RuntimeService;
+use stasis_cri_api::runtime::*;
+use stasis_pod::CheckpointOptions;
+use tonic::codegen::BoxStream;
+use tonic::{Request, async_trait};
+
+use crate::request::{absolute, not_negative, present, required, seconds};
+use crate::status::{self, from_pod};
+use crate::{Answer, Parts, call};
+
+/// The name in Version, by which the kubelet prefixes container IDs (`stasis://…`).
+const RUNTIME_NAME: &str = "stasis";
+/// The version of the CRI that is served.
+const RUNTIME_API_VERSION: &str = "v1";
+/// The version of Version's own fields: the kubelet sends and expects 0.1.0.
+const KUBELET_API_VERSION: &str = "0.1.0";
+
+/// The service.
+#[derive(Debug)]
+pub(crate) struct Runtime(pub(crate) Arc<Parts>);
+
+#[async_trait]
+impl RuntimeService for Runtime {
+    async fn version(&self, _: Request<VersionRequest>) -> Answer<VersionResponse> {
+        call::read("Version", "", async {
+            Ok(VersionResponse {
+                version: KUBELET_API_VERSION.into(),
+                runtime_name: RUNTIME_NAME.into(),
+                runtime_version: self.0.version.clone(),
+                runtime_api_version: RUNTIME_API_VERSION.into(),
+            })
+        })
+        .await
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
+        call::read("Status", "", async { Ok(self.node_status(request.into_inner().verbose).await) }).await
+    }
+
+    async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {
+        call::read("RuntimeConfig", "", async {
+            let cgroup_driver = match self.0.pods.cgroup_driver() {
+                stasis_pod::CgroupDriver::Systemd => CgroupDriver::Systemd,
+                stasis_pod::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
+            };
+            Ok(RuntimeConfigResponse { linux: Some(LinuxRuntimeConfiguration { cgroup_driver: cgroup_driver.into() }) })
+        })
+        .await
+    }
+
+    async fn run_pod_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Answer<RunPodSandboxResponse> {
+        let request = request.into_inner();
+        let name = request.config.as_ref().map(pod_name).unwrap_or_default();
+        call::change("RunPodSandbox", &name, async {
+            let config = present(request.config, "config")?;
+            let pods = &self.0.pods;
+            let pod_sandbox_id = pods.run_pod_sandbox(config, &request.runtime_handler).await.map_err(from_pod)?;
+            Ok(RunPodSandboxResponse { pod_sandbox_id })
+        })
+        .await
+    }
+
+    async fn stop_pod_sandbox(&self, request: Request<StopPodSandboxRequest>) -> Answer<StopPodSandboxResponse> {
+        let id = request.into_inner().pod_sandbox_id;
+        call::change("StopPodSandbox", &id, async {
+            self.0.pods.stop_pod_sandbox(required(&id, "pod_sandbox_id")?).await.map_err(from_pod)?;
+            Ok(StopPodSandboxResponse {})
+        })
+        .await
+    }
+
+    async fn remove_pod_sandbox(&self, request: Request<RemovePodSandboxRequest>) -> Answer<RemovePodSandboxResponse> {
+        let id = request.into_inner().pod_sandbox_id;
+        call::change("RemovePodSandbox", &id, async {
+            self.0.pods.remove_pod_sandbox(required(&id, "pod_sandbox_id")?).await.map_err(from_pod)?;
+            Ok(RemovePodSandboxResponse {})
+        })
+        .await
+    }
+
+    async fn pod_sandbox_status(&self, request: Request<PodSandboxStatusRequest>) -> Answer<PodSandboxStatusResponse> {
+        let PodSandboxStatusRequest { pod_sandbox_id: id, verbose } = request.into_inner();
+        call::read("PodSandboxStatus", &id, async {
+            self.0.pods.pod_sandbox_status(required(&id, "pod_sandbox_id")?, verbose).map_err(from_pod)
+        })
+        .await
+    }
+
+    async fn list_pod_sandbox(&self, request: Request<ListPodSandboxRequest>) -> Answer<ListPodSandboxResponse> {
+        call::read("ListPodSandbox", "", async {
+            let filter = request.into_inner().filter;
+            Ok(ListPodSandboxResponse { items: self.0.pods.list_pod_sandboxes(filter.as_ref()) })
+        })
+        .await
+    }
+
+    async fn create_container(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
+        let CreateContainerRequest { pod_sandbox_id, config, sandbox_config } = request.into_inner();
+        let name = config.as_ref().and_then(|config| config.metadata.as_ref());
+        let object = format!("{} in {pod_sandbox_id}", name.map(|metadata| metadata.name.as_str()).unwrap_or_default());
+        call::change("CreateContainer", &object, async {
+            let pod = required(&pod_sandbox_id, "pod_sandbox_id")?;
+            let config = present(config, "config")?;
+            let container_id = self.0.pods.create_container(pod, config, sandbox_config).await.map_err(from_pod)?;
+            Ok(CreateContainerResponse { container_id })
+        })
+        .await
+    }
+
+    async fn start_container(&self, request: Request<StartContainerRequest>) -> Answer<StartContainerResponse> {
+        let id = request.into_inner().container_id;
+        call::change("StartContainer", &id, async {
+            self.0.pods.start_container(required(&id, "container_id")?).await.map_err(from_pod)?;
+            Ok(StartContainerResponse {})
+        })
+        .await
+    }
+
+    async fn stop_container(&self, request: Request<StopContainerRequest>) -> Answer<StopContainerResponse> {
+        let StopContainerRequest { container_id: id, timeout } = request.into_inner();
+        call::change("StopContainer", &id, async {
+            // Callers send what is left of a grace period, which may be below zero: no time is left then.
+            let timeout = timeout.max(0);
+            self.0.pods.stop_container(required(&id, "container_id")?, timeout).await.map_err(from_pod)?;
+            Ok(StopContainerResponse {})
+        })
+        .await
+    }
+
+    async fn remove_container(&self, request: Request<RemoveContainerRequest>) -> Answer<RemoveContainerResponse> {
+        let id = request.into_inner().container_id;
+        call::change("RemoveContainer", &id, async {
+            self.0.pods.remove_container(required(&id, "container_id")?).await.map_err(from_pod)?;
+            Ok(RemoveContainerResponse {})
+        })
+        .await
+    }
+
+    async fn list_containers(&self, request: Request<ListContainersRequest>) -> Answer<ListContainersResponse> {
+        call::read("ListContainers", "", async {
+            let filter = request.into_inner().filter;
+            Ok(ListContainersResponse { containers: self.0.pods.list_containers(filter.as_ref()) })
+        })
+        .await
+    }
+
+    async fn container_status(&self, request: Request<ContainerStatusRequest>) -> Answer<ContainerStatusResponse> {
+        let ContainerStatusRequest { container_id: id, verbose } = request.into_inner();
+        call::read("ContainerStatus", &id, async {
+            self.0.pods.container_status(required(&id, "container_id")?, verbose).map_err(from_pod)
+        })
+        .await
+    }
+
+    async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Answer<ExecSyncResponse> {
+        let ExecSyncRequest { container_id: id, cmd, timeout } = request.into_inner();
+        // Not logged as a change: probes run it every few seconds in every pod.
+        call::read("ExecSync", &id, async {
+            required(&id, "container_id")?;
+            required(cmd.first().map(String::as_str).unwrap_or_default(), "cmd")?;
+            not_negative(timeout, "timeout")?;
+            self.0.pods.exec_sync(&id, cmd, timeout).await.map_err(from_pod)
+        })
+        .await
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<ReopenContainerLogRequest>,
+    ) -> Answer<ReopenContainerLogResponse> {
+        let id = request.into_inner().container_id;
+        call::change("ReopenContainerLog", &id, async {
+            self.0.pods.reopen_container_log(required(&id, "container_id")?).await.map_err(from_pod)?;
+            Ok(ReopenContainerLogResponse {})
+        })
+        .await
+    }
+
+    async fn checkpoint_container(
+        &self,
+        request: Request<CheckpointContainerRequest>,
+    ) -> Answer<CheckpointContainerResponse> {
+        let CheckpointContainerRequest { container_id: id, location, timeout } = request.into_inner();
+        call::change("CheckpointContainer", &id, async {
+            required(&id, "container_id")?;
+            let options = CheckpointOptions {
+                container_id: id.clone(),
+                location: absolute(&location, "location")?.to_owned(),
+                timeout: seconds(timeout, "timeout")?,
+                stop: false,
+            };
+            status::refuse_checkpoint(&self.0.checkpoints, &id)?;
+            self.0.pods.checkpoint_container(options).await.map_err(from_pod)?;
+            Ok(CheckpointContainerResponse {})
+        })
+        .await
+    }
+
+    // What follows is not built yet. The kubelet falls back to the unary calls where a Stream call says so.
+
+    type StreamPodSandboxesStream = BoxStream<StreamPodSandboxesResponse>;
+    async fn stream_pod_sandboxes(
+        &self,
+        _: Request<StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        Err(status::unbuilt("StreamPodSandboxes"))
+    }
+
+    type StreamContainersStream = BoxStream<StreamContainersResponse>;
+    async fn stream_containers(&self, _: Request<StreamContainersRequest>) -> Answer<Self::StreamContainersStream> {
+        Err(status::unbuilt("StreamContainers"))
+    }
+
+    type StreamContainerStatsStream = BoxStream<StreamContainerStatsResponse>;
+    async fn stream_container_stats(
+        &self,
+        _: Request<StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        Err(status::unbuilt("StreamContainerStats"))
+    }
+
+    type StreamPodSandboxStatsStream = BoxStream<StreamPodSandboxStatsResponse>;
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        Err(status::unbuilt("StreamPodSandboxStats"))
+    }
+
+    type StreamPodSandboxMetricsStream = BoxStream<StreamPodSandboxMetricsResponse>;
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        Err(status::unbuilt("StreamPodSandboxMetrics"))
+    }
+
+    type GetContainerEventsStream = BoxStream<ContainerEventResponse>;
+    async fn get_container_events(&self, _: Request<GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
+        Err(status::unbuilt("GetContainerEvents"))
+    }
+
+    async fn update_container_resources(
+        &self,
+        _: Request<UpdateContainerResourcesRequest>,
+    ) -> Answer<UpdateContainerResourcesResponse> {
+        Err(status::unbuilt("UpdateContainerResources"))
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<UpdatePodSandboxResourcesResponse> {
+        Err(status::unbuilt("UpdatePodSandboxResources"))
+    }
+
+    async fn update_runtime_config(
+        &self,
+        _: Request<UpdateRuntimeConfigRequest>,
+    ) -> Answer<UpdateRuntimeConfigResponse> {
+        Err(status::unbuilt("UpdateRuntimeConfig"))
+    }
+
+    async fn exec(&self, _: Request<ExecRequest>) -> Answer<ExecResponse> {
+        Err(status::unbuilt("Exec"))
+    }
+
+    async fn attach(&self, _: Request<AttachRequest>) -> Answer<AttachResponse> {
+        Err(status::unbuilt("Attach"))
+    }
+
+    async fn port_forward(&self, _: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
+        Err(status::unbuilt("PortForward"))
+    }
+
+    async fn container_stats(&self, _: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
+        Err(status::unbuilt("ContainerStats"))
+    }
+
+    async fn list_container_stats(&self, _: Request<ListContainerStatsRequest>) -> Answer<ListContainerStatsResponse> {
+        Err(status::unbuilt("ListContainerStats"))
+    }
+
+    async fn pod_sandbox_stats(&self, _: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
+        Err(status::unbuilt("PodSandboxStats"))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<ListPodSandboxStatsRequest>,
+    ) -> Answer<ListPodSandboxStatsResponse> {
+        Err(status::unbuilt("ListPodSandboxStats"))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<ListMetricDescriptorsRequest>,
+    ) -> Answer<ListMetricDescriptorsResponse> {
+        Err(status::unbuilt("ListMetricDescriptors"))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<ListPodSandboxMetricsRequest>,
+    ) -> Answer<ListPodSandboxMetricsResponse> {
+        Err(status::unbuilt("ListPodSandboxMetrics"))
+    }
+
+    async fn checkpoint_pod(&self, _: Request<CheckpointPodRequest>) -> Answer<CheckpointPodResponse> {
+        Err(status::unbuilt("CheckpointPod"))
+    }
+
+    async fn restore_pod(&self, _: Request<RestorePodRequest>) -> Answer<RestorePodResponse> {
+        Err(status::unbuilt("RestorePod"))
+    }
+}
+
+impl Runtime {
+    /// Whether pods can get a network; if not, a reason in CamelCase and a sentence.
+    async fn network(&self) -> Result<(), (String, String)> {
+        self.0.cni.status().await.map_err(|error| ("NetworkPluginNotReady".to_owned(), error.to_string()))
+    }
+
+    /// The two conditions that CRI requires, the handlers and what they can do.
+    async fn node_status(&self, verbose: bool) -> StatusResponse {
+        let runtime = condition("RuntimeReady", Ok(()));
+        let network = condition("NetworkReady", self.network().await);
+        let info = match verbose {
+            true => HashMap::from([("config".to_owned(), self.0.configuration.clone())]),
+            false => HashMap::new(),
+        };
+        StatusResponse {
+            status: Some(RuntimeStatus { conditions: vec![runtime, network] }),
+            info,
+            runtime_handlers: self.0.handlers.clone(),
+            features: Some(RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: false,
+                mount_options: true,
+            }),
+        }
+    }
+}
+
+/// A condition; a false one says why, in a CamelCase reason and a sentence.
+fn condition(name: &str, state: Result<(), (String, String)>) -> RuntimeCondition {
+    let status = state.is_ok();
+    let (reason, message) = state.err().unwrap_or_default();
+    RuntimeCondition { r#type: name.into(), status, reason, message }
+}
+
+fn pod_name(config: &PodSandboxConfig) -> String {
+    config.metadata.as_ref().map(|metadata| format!("{}/{}", metadata.namespace, metadata.name)).unwrap_or_default()
+}
