@@ -170,6 +170,13 @@ pub fn mount(m: &Mount, target: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Mounts `m` nowhere, and gives its root directory. The mount is seen by nobody else, and is gone when the last
+/// descriptor in it is closed, even by a crash. Not for bind mounts.
+pub fn open_detached(m: &Mount) -> io::Result<OwnedFd> {
+    mount_detached(m, &Options::parse(&m.options))
+        .map_err(|error| describe(format!("mounting {} ({})", m.fs_type, m.source), &error))
+}
+
 /// Shows `source`, a file or a directory without the mounts below it, at `target` as well.
 pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
     rustix::mount::mount_bind(source, target)
@@ -249,10 +256,14 @@ fn mount_new(m: &Mount, target: &Path, options: &Options) -> io::Result<()> {
 }
 
 fn mount_by_fsopen(m: &Mount, target: &Path, options: &Options) -> io::Result<()> {
+    let mounted = mount_detached(m, options)?;
+    Ok(move_mount(&mounted, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
+fn mount_detached(m: &Mount, options: &Options) -> io::Result<OwnedFd> {
     let fs = fsopen(m.fs_type.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
     configure(&fs, m, options).map_err(|error| with_kernel_log(&fs, error))?;
-    let mounted = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, options.attributes())?;
-    Ok(move_mount(&mounted, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+    Ok(fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, options.attributes())?)
 }
 
 fn configure(fs: &OwnedFd, m: &Mount, options: &Options) -> io::Result<()> {
