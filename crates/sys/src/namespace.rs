@@ -265,6 +265,12 @@ fn become_init(report: &Report<'_>) -> Result<(), ()> {
     report.check(2, hidden)?;
     // The name is for people who read ps; whether it can be set matters to nobody.
     let _ = rustix::thread::set_name(c"pod-init");
+    // The caller's handlers must not run here; and the first process of a namespace gets those signals of its own children
+    // only that it has a handler for.
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL installs no code. KILL, STOP and the two signals of the C library refuse, which is as well.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
     // SAFETY: with SIG_IGN no handler runs. The kernel then reaps children of this process by itself, those included
     // that it inherits as the first process of its namespace.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };

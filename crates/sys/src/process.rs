@@ -3,7 +3,7 @@
 //! It knows nothing of containers; who waits for whom is the caller's business.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
 
@@ -53,6 +53,27 @@ pub fn prepare(command: &mut Command, setup: Setup) -> &mut Command {
 /// Makes this process the parent of all descendants whose own parent ends (`PR_SET_CHILD_SUBREAPER`).
 pub fn become_subreaper() -> io::Result<()> {
     Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
+}
+
+/// Takes over what standard input is, and leaves `/dev/null` in its place.
+pub fn take_stdin() -> io::Result<OwnedFd> {
+    let taken = io::stdin().as_fd().try_clone_to_owned()?;
+    let null = std::fs::File::open("/dev/null")?;
+    // SAFETY: dup2 takes two integers. Descriptor 0 is closed by it, which no owned value stands for: the standard
+    // library's handle borrows it, and stays valid.
+    match unsafe { libc::dup2(null.as_raw_fd(), libc::STDIN_FILENO) } {
+        0 => Ok(taken),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether a process group has any process, zombies included.
+pub fn group_exists(group: i32) -> io::Result<bool> {
+    match rustix::process::test_kill_process_group(pid_of(group)?) {
+        Ok(()) => Ok(true),
+        Err(Errno::SRCH) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Takes the exit status of one child that has ended, whichever it is; `None` when none has, or there is no child.

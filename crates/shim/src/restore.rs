@@ -1,0 +1,138 @@
+//! The start of a container out of CRIU's images.
+//!
+//! runc and CRIU run in a private mount namespace, so that nothing they mount outlives them (a bind mount of the root
+//! file system would be emptied by the next `runc delete`), and in the pod's network namespace, where CRIU expects to
+//! find what it dumped there. Nothing about namespaces is taken on trust: the images decide where the processes come up,
+//! so afterwards they are compared with the container's configuration, and a difference is the container's end.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use stasis_cgroup::Mode;
+use stasis_criu::{OperationConfig, diagnose};
+use stasis_oci_runtime::{CgroupMode, Launch, RestoreOptions};
+use stasis_sys::namespace::{self, Kind};
+use stasis_sys::path::read_limited;
+use stasis_sys::process::{Setup, prepare};
+
+use crate::bundle::{Bundle, write_criu_config};
+use crate::container::{Container, read_pid};
+use crate::error::Error;
+use crate::journal;
+use crate::process::Event;
+use crate::server::Shim;
+
+/// How long a restore may take: memory comes in at about 2 GB/s here, from a cold disk at a tenth of that.
+const RESTORE_LIMIT: Duration = Duration::from_secs(600);
+
+/// How much of CRIU's log is read for the diagnosis; its errors are at its end, and a restore logs little.
+const LOG_MAX: u64 = 8 << 20;
+
+/// Name of the work directory in the bundle; CRIU's `restore.log` stays there.
+const WORK_DIR: &str = "restore";
+
+/// Restores the container and returns the process ID of its first process, which runs.
+pub(crate) async fn restore(shim: &Arc<Shim>, container: &Arc<Container>) -> Result<i32, Error> {
+    let images = container.images.as_deref();
+    let images = images.ok_or_else(|| Error::Precondition(format!("container {} was never created", container.id)))?;
+    let work = container.bundle.dir.join(WORK_DIR);
+    let made = fs::DirBuilder::new().mode(0o700).recursive(true).create(&work);
+    made.map_err(Error::io(format!("creating {}", work.display())))?;
+    write_criu_config(&container.bundle.dir, &OperationConfig { file_locks: true, ..OperationConfig::default() })?;
+
+    let restored = run(shim, container, images, &work).await;
+    if restored.is_err() {
+        let undone = async {
+            container.kill_cgroup().await?;
+            container.delete_in_runtime(shim, true).await
+        };
+        if let Err(error) = undone.await {
+            journal::line(format_args!("taking back the restore of container {}: {error}", container.id));
+        }
+    }
+    restored
+}
+
+async fn run(shim: &Arc<Shim>, container: &Arc<Container>, images: &Path, work: &Path) -> Result<i32, Error> {
+    let _expecting = shim.reaper.expect();
+    let bundle = &container.bundle;
+    let mut prepared = container.take_prepared()?;
+    let pid_file = bundle.dir.join("init.pid");
+    let mut call = container.runc.restore(
+        &container.id,
+        &RestoreOptions {
+            bundle: &bundle.dir,
+            image_path: images,
+            work_path: work,
+            launch: Launch { pid_file: &pid_file, console_socket: prepared.console_socket() },
+            tcp_established: false,
+            file_locks: true,
+            cgroup_mode: match shim.cgroups.mode() {
+                Mode::V1 => CgroupMode::Ignore,
+                Mode::V2 => CgroupMode::Soft,
+            },
+            no_pivot: container.options.no_pivot,
+        },
+    );
+    prepare(call.command(), surroundings(bundle)?);
+    prepared.give(call.command());
+    match shim.reaper.run(call, RESTORE_LIMIT).await {
+        Err(Error::Runtime(runtime)) => return Err(explain(runtime, &work.join("restore.log"))),
+        done => done.map(drop)?,
+    }
+    let pid = read_pid(&pid_file)?;
+    container.adopt_init(shim, pid, Event::Started(pid))?;
+    compare_namespaces(bundle, pid)?;
+    if let Some(uts) = bundle.joined(Kind::Uts) {
+        shim.sandbox.restore_hostname(uts)?;
+    }
+    container.init.connect(prepared.run().await?);
+    Ok(pid)
+}
+
+/// Where runc runs when it calls CRIU: in mounts of its own and in the container's network.
+pub(crate) fn surroundings(bundle: &Bundle) -> Result<Setup, Error> {
+    let mut setup = Setup { private_mounts: true, ..Setup::default() };
+    if let Some(network) = bundle.joined(Kind::Net) {
+        let open = fs::File::open(network).map_err(Error::io(format!("opening {}", network.display())))?;
+        setup.namespaces.push(open.into());
+    }
+    Ok(setup)
+}
+
+/// Adds to the OCI runtime's words what CRIU's log says.
+pub(crate) fn explain(runtime: stasis_oci_runtime::Error, log: &Path) -> Error {
+    let text = match read_limited(log, LOG_MAX) {
+        Ok(text) => text,
+        // CRIU never ran.
+        Err(_) => return runtime.into(),
+    };
+    let diagnosis = diagnose(&String::from_utf8_lossy(&text));
+    Error::Criu { runtime, diagnosis: format!("{diagnosis}; the log of CRIU is {}", log.display()) }
+}
+
+fn compare_namespaces(bundle: &Bundle, pid: i32) -> Result<(), Error> {
+    for kind in [Kind::Net, Kind::Ipc, Kind::Uts, Kind::Pid] {
+        let restored = format!("/proc/{pid}/ns/{}", kind.name());
+        let host = format!("/proc/self/ns/{}", kind.name());
+        let same = |as_what: &Path| {
+            namespace::is_same(Path::new(&restored), as_what)
+                .map_err(Error::io("comparing namespaces after the restore"))
+        };
+        let right = match bundle.joined(kind) {
+            Some(path) => same(path)?,
+            None => same(Path::new(&host))? != bundle.has_own(kind),
+        };
+        if !right {
+            return Err(Error::Precondition(format!(
+                "the checkpoint came up in another {} namespace than the container's and was killed: it was made in, or \
+                 tampered to ask for, different surroundings",
+                kind.name()
+            )));
+        }
+    }
+    Ok(())
+}
