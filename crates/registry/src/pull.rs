@@ -30,32 +30,45 @@ impl Session {
     }
 
     async fn fetch_manifest(&self, selector: &str, expected: Option<&str>, declared: Option<&str>) -> Result<Document> {
-        let what = self.what(selector);
-        self.each(async |connection| {
-            let url = connection.url(&format!("manifests/{selector}"));
-            let request = || connection.client.following.get(&url).header(ACCEPT, MANIFEST_TYPES);
-            let response = connection.send(Resend::Allowed, request).await?;
-            if response.status() != StatusCode::OK {
-                return Err(connection.refuse(response, &what, "the request for a manifest").await);
+        let mut host = 0;
+        loop {
+            match self.manifest_from(&self.connections[host], selector, expected, declared).await {
+                Err(error) if self.goes_on(host, &error) => host += 1,
+                result => return result,
             }
-            let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-            let content_type = content_type.map(|text| text.split(';').next().unwrap_or(text).trim().to_owned());
-            let bytes = whole(connection, response, &what, MANIFEST_BYTES_MAX).await?;
-            verify(connection, &what, &bytes, expected)?;
-            Document::parse(bytes, declared.or(content_type.as_deref()))
-        })
-        .await
+        }
+    }
+
+    async fn manifest_from(
+        &self,
+        connection: &Connection,
+        selector: &str,
+        expected: Option<&str>,
+        declared: Option<&str>,
+    ) -> Result<Document> {
+        let what = self.what(selector);
+        let url = connection.url(&format!("manifests/{selector}"));
+        let request = || connection.client.following.get(&url).header(ACCEPT, MANIFEST_TYPES);
+        let response = connection.send(Resend::Allowed, request).await?;
+        if response.status() != StatusCode::OK {
+            return Err(connection.refuse(response, &what, "the request for a manifest").await);
+        }
+        let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let content_type = content_type.map(|text| text.split(';').next().unwrap_or(text).trim().to_owned());
+        let bytes = whole(connection, response, &what, MANIFEST_BYTES_MAX).await?;
+        verify(connection, &what, &bytes, expected)?;
+        Document::parse(bytes, declared.or(content_type.as_deref()))
     }
 
     /// A blob of at most `limit` bytes, verified: an image configuration.
     pub async fn small_blob(&self, digest: &str, limit: u64) -> Result<Vec<u8>> {
-        self.each(async |connection| {
-            let response = open_blob(connection, digest, 0).await?;
-            let bytes = whole(connection, response, digest, limit).await?;
-            verify(connection, digest, &bytes, Some(digest))?;
-            Ok(bytes)
-        })
-        .await
+        let mut host = 0;
+        loop {
+            match small_blob_from(&self.connections[host], digest, limit).await {
+                Err(error) if self.goes_on(host, &error) => host += 1,
+                result => return result,
+            }
+        }
     }
 
     /// Streams a blob of `size` bytes to `out` in order, and goes on where it stopped when the connection breaks. Exactly
@@ -66,18 +79,13 @@ impl Session {
         digest: &str,
         size: u64,
         out: &mpsc::Sender<Vec<u8>>,
-        progress: impl Fn(u64),
+        progress: impl Fn(u64) + Sync,
     ) -> Result<()> {
         let mut at = 0;
         let mut breaks = 0;
         loop {
             let before = at;
-            let broken = self.each(async |connection| {
-                let response = open_blob(connection, digest, at).await?;
-                let transfer = Transfer { connection, digest, size, out, progress: &progress };
-                transfer.run(response, &mut at).await
-            });
-            let Err(error) = broken.await else { return Ok(()) };
+            let Err(error) = self.blob_once(digest, size, out, &progress, &mut at).await else { return Ok(()) };
             let (Error::Interrupted { .. } | Error::Unreachable { .. }) = error else { return Err(error) };
             breaks = if at - before >= PROGRESS_BYTES_MIN { 1 } else { breaks + 1 };
             // A registry that was never reached is down; one that was reached may be restarting.
@@ -89,18 +97,33 @@ impl Session {
         }
     }
 
-    /// Asks one server after the other. The last one, the registry itself, has the last word on what is wrong.
-    async fn each<T>(&self, mut ask: impl AsyncFnMut(&Connection) -> Result<T>) -> Result<T> {
-        let mut connections = self.connections.iter().peekable();
-        while let Some(connection) = connections.next() {
-            match ask(connection).await {
-                Err(error) if connections.peek().is_some() && error.is_hosts_fault() => {
-                    tracing::warn!(mirror = connection.endpoint.host, %error, "mirror failed, trying the next host");
-                }
+    /// One attempt at the rest of a blob, from one server after the other.
+    async fn blob_once(
+        &self,
+        digest: &str,
+        size: u64,
+        out: &mpsc::Sender<Vec<u8>>,
+        progress: &(impl Fn(u64) + Sync),
+        at: &mut u64,
+    ) -> Result<()> {
+        let mut host = 0;
+        loop {
+            let transfer = Transfer { connection: &self.connections[host], digest, size, out, progress };
+            match transfer.run(at).await {
+                Err(error) if self.goes_on(host, &error) => host += 1,
                 result => return result,
             }
         }
-        unreachable!("a session has the registry itself at least")
+    }
+
+    /// Whether there is another server to ask after this error of the `host`th. The last one, the registry itself, has the last
+    /// word on what is wrong.
+    fn goes_on(&self, host: usize, error: &Error) -> bool {
+        let goes_on = host + 1 < self.connections.len() && error.is_hosts_fault();
+        if goes_on {
+            tracing::warn!(mirror = self.connections[host].endpoint.host, %error, "mirror failed, trying the next host");
+        }
+        goes_on
     }
 
     fn what(&self, selector: &str) -> String {
@@ -117,6 +140,13 @@ fn interrupted(error: Error, digest: &str, at: u64, total: u64) -> Error {
         }
         other => other,
     }
+}
+
+async fn small_blob_from(connection: &Connection, digest: &str, limit: u64) -> Result<Vec<u8>> {
+    let response = open_blob(connection, digest, 0).await?;
+    let bytes = whole(connection, response, digest, limit).await?;
+    verify(connection, digest, &bytes, Some(digest))?;
+    Ok(bytes)
 }
 
 async fn open_blob(connection: &Connection, digest: &str, at: u64) -> Result<Response> {
@@ -142,9 +172,10 @@ struct Transfer<'a, P> {
     progress: &'a P,
 }
 
-impl<P: Fn(u64)> Transfer<'_, P> {
+impl<P: Fn(u64) + Sync> Transfer<'_, P> {
     /// Passes the body on from byte `at`, which moves along with what has been handed over.
-    async fn run(&self, mut response: Response, at: &mut u64) -> Result<()> {
+    async fn run(&self, at: &mut u64) -> Result<()> {
+        let mut response = open_blob(self.connection, self.digest, *at).await?;
         let mut skip = self.check_start(&response, *at)?;
         let mut pending = Vec::new();
         loop {

@@ -1,0 +1,196 @@
+//! Makes an image out of layer files on this node, such as the members of a checkpoint.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+use stasis_registry::{Document, OCI_CONFIG, OCI_MANIFEST, Reference, sha256};
+
+use crate::assemble::{Names, Parts, Source};
+use crate::error::{Error, Result, content_error, io_error};
+use crate::image::{Blob, Image, digest};
+use crate::lease::Lease;
+use crate::progress::{Progress, Report};
+use crate::unpack::{Compression, compression_of, decompress, hex};
+use crate::{Images, Inner, blocking};
+
+/// Bytes copied at once.
+const COPY_BYTES: usize = 1 << 20;
+
+/// A layer to make an image of.
+#[derive(Debug, Clone)]
+pub struct NewLayer {
+    /// A tar, plain or compressed. On the file system of the store it is not copied but shared: it must not be changed from
+    /// then on; its own name may be removed.
+    pub file: PathBuf,
+    /// Its media type.
+    pub media_type: String,
+}
+
+impl Images {
+    /// Makes an image of layer files, lowest first, and names it. The layers' diff IDs are put into `config_json`; everything
+    /// else of it is kept. `annotations` are those of the manifest.
+    pub async fn add(
+        &self,
+        reference: &str,
+        config_json: Vec<u8>,
+        layers: Vec<NewLayer>,
+        annotations: BTreeMap<String, String>,
+        progress: impl Fn(Progress) + Send + Sync + 'static,
+    ) -> Result<Arc<Image>> {
+        let reference: Reference = reference.parse()?;
+        if reference.tag().is_none() {
+            return Err(Error::Invalid {
+                reason: format!("{reference}: a new image needs a tag, its digest comes by itself"),
+            });
+        }
+        let report = Report::new(progress);
+        let lease = Lease::new(&self.inner, true).await;
+        let added = self.inner.add(&reference, config_json, layers, annotations, &lease, &report).await;
+        self.inner.finish(lease, added).await
+    }
+}
+
+impl Inner {
+    async fn add(
+        self: &Arc<Self>,
+        reference: &Reference,
+        config_json: Vec<u8>,
+        layers: Vec<NewLayer>,
+        annotations: BTreeMap<String, String>,
+        lease: &Lease,
+        report: &Report,
+    ) -> Result<Arc<Image>> {
+        let mut blobs = Vec::new();
+        let mut diff_ids = Vec::new();
+        for layer in layers {
+            let (inner, report, lease) = (self.clone(), report.clone(), lease.clone());
+            let (blob, diff_id) = blocking(move || {
+                let _lease = lease;
+                inner.ingest_layer(&layer, &report)
+            })
+            .await?;
+            blobs.push(blob);
+            diff_ids.push(diff_id);
+        }
+        let config_json = with_diff_ids(&config_json, &diff_ids)?;
+        let target = make_manifest(&config_json, &blobs, annotations)?;
+        let names = Names { references: vec![reference.to_string()], ..Names::default() };
+        let parts = Parts { target, manifest: None, config_json };
+        self.assemble(parts, names, lease, report, &Source::Store).await
+    }
+
+    /// Takes a layer file into the store, without a copy if it is on the same file system, and finds its diff ID. Blocks.
+    fn ingest_layer(&self, layer: &NewLayer, report: &Report) -> Result<(Blob, String)> {
+        let path = layer.file.display();
+        let beginning = || -> io::Result<[u8; 4]> {
+            let mut beginning = [0; 4];
+            read_full(&mut File::open(&layer.file)?, &mut beginning)?;
+            Ok(beginning)
+        };
+        let compression = compression_of(&beginning().map_err(io_error(format!("read layer {path}")))?);
+        report.whole("reading");
+        let adopted = self.content.adopt(&layer.file, None).map_err(content_error(format!("store layer {path}")))?;
+        let (digest, size) = (adopted.0.to_string(), adopted.1);
+        let diff_id = match compression {
+            Compression::None => digest.clone(),
+            _ => self.diff_id(&digest)?,
+        };
+        Ok((Blob { digest, size, media_type: layer.media_type.clone() }, diff_id))
+    }
+
+    /// Copies a stream into the store. With `expected`, the digest is compared. Blocks. Says how the bytes are compressed.
+    pub(crate) fn ingest(
+        &self,
+        mut from: impl Read,
+        expected: Option<&str>,
+        what: &str,
+        progress: impl Fn(u64),
+    ) -> Result<(Blob, Compression)> {
+        let doing = || format!("store {what}");
+        let expected = expected.map(digest).transpose()?;
+        let mut writer = self.content.writer().map_err(content_error(doing()))?;
+        let mut buffer = vec![0; COPY_BYTES];
+        let mut compression = None;
+        let mut done = 0;
+        loop {
+            let count = read_full(&mut from, &mut buffer).map_err(io_error(format!("read {what}")))?;
+            compression.get_or_insert_with(|| compression_of(&buffer[..count]));
+            if count == 0 {
+                break;
+            }
+            writer.write_all(&buffer[..count]).map_err(io_error(doing()))?;
+            done += count as u64;
+            progress(done);
+        }
+        let (digest, size) = writer.commit(expected.as_ref(), None).map_err(content_error(doing()))?;
+        let blob = Blob { digest: digest.to_string(), size, media_type: String::new() };
+        Ok((blob, compression.unwrap_or(Compression::None)))
+    }
+
+    /// The digest of a compressed blob's content. Blocks.
+    pub(crate) fn diff_id(&self, name: &str) -> Result<String> {
+        let file = self.content.open_blob(&digest(name)?).map_err(content_error(format!("open layer {name}")))?;
+        let read = || -> io::Result<String> {
+            let (mut plain, _) = decompress(BufReader::with_capacity(COPY_BYTES, file))?;
+            let mut hash = Sha256::new();
+            let mut buffer = vec![0; COPY_BYTES];
+            loop {
+                match plain.read(&mut buffer)? {
+                    0 => return Ok(hex(hash)),
+                    count => hash.update(&buffer[..count]),
+                }
+            }
+        };
+        read().map_err(|e| Error::Layer { digest: name.to_owned(), reason: e.to_string(), full: false })
+    }
+}
+
+/// Fills the buffer as far as the stream goes.
+fn read_full(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match from.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// A configuration with these diff IDs.
+fn with_diff_ids(config_json: &[u8], diff_ids: &[String]) -> Result<Vec<u8>> {
+    let invalid = |reason: String| Error::Invalid { reason: format!("the image configuration {reason}") };
+    let mut config: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(config_json).map_err(|e| invalid(format!("is not a JSON object: {e}")))?;
+    config.insert("rootfs".to_owned(), serde_json::json!({ "type": "layers", "diff_ids": diff_ids }));
+    serde_json::to_vec(&config).map_err(|e| invalid(format!("cannot be written: {e}")))
+}
+
+/// An OCI manifest for a configuration and layers.
+pub(crate) fn make_manifest(
+    config_json: &[u8],
+    layers: &[Blob],
+    annotations: BTreeMap<String, String>,
+) -> Result<Document> {
+    let layers: Vec<_> = layers
+        .iter()
+        .map(|layer| serde_json::json!({ "mediaType": layer.media_type, "digest": layer.digest, "size": layer.size }))
+        .collect();
+    let mut manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": { "mediaType": OCI_CONFIG, "digest": sha256(config_json), "size": config_json.len() },
+        "layers": layers,
+    });
+    if !annotations.is_empty() {
+        manifest["annotations"] = serde_json::json!(annotations);
+    }
+    // serde_json sorts keys: the same content has the same digest.
+    Ok(Document::parse(manifest.to_string().into_bytes(), Some(OCI_MANIFEST))?)
+}

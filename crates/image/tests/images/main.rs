@@ -1,0 +1,11 @@
+//! Images against a real registry, real layers and a real overlayfs. Needs root and `STASIS_ENGINES`, the directory whose
+//! `bin` holds `docker-registry`.
+
+mod archives;
+mod build;
+mod credentials;
+mod failures;
+mod fixtures;
+mod http;
+mod lifecycle;
+mod pulls;
