@@ -53,6 +53,4 @@ pub fn apply_diff(dir: &Path, tar: impl Read, limits: Limits) -> Result<()> {
 }
 
 #[cfg(test)]
-mod test_tar;
-#[cfg(test)]
 mod tests;

@@ -394,7 +394,3 @@ fn checked_path(name: Vec<u8>) -> Result<PathBuf> {
     }
     Ok(path)
 }
-
-#[cfg(test)]
-#[path = "tar_reader_tests.rs"]
-mod tests;

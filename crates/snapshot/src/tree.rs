@@ -3,14 +3,15 @@
 
 use crate::error::{Doing, Result};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, renameat, statat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
-use stasis_sys::path::{Root, open_beneath};
+use stasis_sys::path::open_beneath;
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// A directory whose path is longer is moved up before it is removed, so that its path never gets too long for the kernel.
 const DEEP_BYTES: usize = 2048;
@@ -48,41 +49,56 @@ pub(crate) fn open_dir(root: BorrowedFd<'_>, rel: &Path) -> io::Result<OwnedFd> 
     open_beneath(root, rel, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
 }
 
-/// Measures the tree at `root`.
+/// A directory that waits to be walked: a path that is short enough for the kernel, and where it starts. New starts are
+/// opened on the way down and closed on the way up, so their number is the depth in bytes by [`DEEP_BYTES`].
+struct Waiting {
+    start: Rc<OwnedFd>,
+    rel: PathBuf,
+}
+
+/// Measures the tree at `path`, which may change meanwhile.
 pub(crate) fn usage(path: &Path) -> Result<Usage> {
-    let root = Root::open(path).doing("opening", path)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = openat(CWD, path, flags, Mode::empty()).doing("opening", path)?;
     let mut usage = Usage::default();
     let mut linked = HashSet::new();
-    let mut pending = vec![PathBuf::new()];
-    while let Some(rel) = pending.pop() {
-        let shown = path.join(&rel);
-        let dir = match open_dir(root.as_fd(), &rel) {
+    let mut pending = vec![Waiting { start: Rc::new(root), rel: PathBuf::new() }];
+    while let Some(Waiting { mut start, mut rel }) = pending.pop() {
+        let dir = match open_dir(start.as_fd(), &rel) {
             // A running container removes files while we look.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !rel.as_os_str().is_empty() => continue,
-            dir => dir.doing("measuring", &shown)?,
+            Err(error) if is_gone(&error) && !rel.as_os_str().is_empty() => continue,
+            dir => dir.doing("measuring", path)?,
         };
-        let mut count = |stat: rustix::fs::Stat| {
-            if stat.st_nlink == 1
-                || FileType::from_raw_mode(stat.st_mode) == FileType::Directory
-                || linked.insert((stat.st_dev, stat.st_ino))
-            {
-                usage.inodes += 1;
-                usage.bytes += stat.st_blocks.unsigned_abs() * 512;
-            }
-        };
-        count(rustix::fs::fstat(&dir).doing("measuring", &shown)?);
-        for (name, file_type) in list(&dir).doing("measuring", &shown)? {
-            if file_type == FileType::Directory {
-                pending.push(rel.join(name));
-                continue;
-            }
-            match statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
+        usage.count(&fstat(&dir).doing("measuring", path)?, &mut linked);
+        let names = list(&dir).doing("measuring", path)?;
+        for (name, _) in names.iter().filter(|(_, file_type)| *file_type != FileType::Directory) {
+            match statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Err(Errno::NOENT) => {}
-                stat => count(stat.doing("measuring", &shown)?),
+                stat => usage.count(&stat.doing("measuring", path)?, &mut linked),
             }
+        }
+        if rel.as_os_str().len() > DEEP_BYTES {
+            (start, rel) = (Rc::new(dir), PathBuf::new());
+        }
+        for (name, _) in names.into_iter().filter(|(_, file_type)| *file_type == FileType::Directory) {
+            pending.push(Waiting { start: start.clone(), rel: rel.join(name) });
         }
     }
     Ok(usage)
+}
+
+impl Usage {
+    fn count(&mut self, stat: &Stat, linked: &mut HashSet<(u64, u64)>) {
+        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if is_directory || stat.st_nlink == 1 || linked.insert((stat.st_dev, stat.st_ino)) {
+            self.inodes += 1;
+            self.bytes += stat.st_blocks.unsigned_abs() * 512;
+        }
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Removes `name` in `parent` and all below it. That it is absent is no error.
@@ -130,11 +146,11 @@ fn empty(root: &OwnedFd) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{CWD, mkdirat};
+    use rustix::fs::mkdirat;
     use std::fs;
 
     #[test]
-    fn a_tree_deeper_than_any_path_is_removed_and_no_link_followed() {
+    fn a_tree_deeper_than_any_path_is_measured_and_removed_and_no_link_followed() {
         let scratch = tempfile::tempdir().unwrap();
         let outside = scratch.path().join("outside");
         fs::create_dir(&outside).unwrap();
@@ -150,6 +166,7 @@ mod tests {
             dir = openat(&dir, &name, flags, Mode::empty()).unwrap();
         }
         let top = openat(CWD, scratch.path(), flags, Mode::empty()).unwrap();
+        assert_eq!(usage(&scratch.path().join("tree")).unwrap().inodes, 401);
         remove(&top, OsStr::new("tree")).unwrap();
         remove(&top, OsStr::new("tree")).unwrap();
         assert!(!scratch.path().join("tree").exists());
