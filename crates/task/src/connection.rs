@@ -192,6 +192,10 @@ async fn connect(path: &str) -> std::io::Result<UnixStream> {
 fn from_status(status: &ttrpc::Status) -> Error {
     let message = status.message().to_owned();
     match status.code() {
+        // What ttrpc's Rust server says of a method that its service lacks.
+        Code::NOT_FOUND if message.starts_with('/') && message.ends_with(" is not supported") => {
+            Error::Unimplemented(message)
+        }
         Code::NOT_FOUND => Error::NotFound(message),
         Code::ALREADY_EXISTS => Error::AlreadyExists(message),
         Code::FAILED_PRECONDITION => Error::FailedPrecondition(message),
@@ -258,3 +262,7 @@ impl ExitWatch {
         slot.as_ref().and_then(|outcome| outcome.borrow().clone()).and_then(Result::ok)
     }
 }
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;
