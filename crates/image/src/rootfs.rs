@@ -38,6 +38,19 @@ impl Images {
         self.inner.snapshots.upper_dir(key)
     }
 
+    /// Applies a layer (a tar, compressed or not) to the writable layer of a root file system that is not mounted: what a
+    /// checkpoint carries of it. Blocks.
+    pub fn apply_diff(&self, key: &str, tar: impl io::Read) -> Result<()> {
+        let applied = self.inner.snapshots.apply_diff(key, tar, stasis_snapshot::Limits::LAYER);
+        applied.map_err(snapshot_error(format!("apply a layer to the root file system {key}")))
+    }
+
+    /// Deletes files, each with all below it, from a root file system that is not mounted. Blocks.
+    pub fn delete_paths(&self, key: &str, paths: &[String]) -> Result<()> {
+        let deleted = self.inner.snapshots.delete_paths(key, paths);
+        deleted.map_err(snapshot_error(format!("delete files of the root file system {key}")))
+    }
+
     /// Deletes a root file system, which must not be mounted any more, and the layers that only it still needed. One that
     /// is not there is no error.
     pub async fn remove_rootfs(&self, key: &str) -> Result<()> {

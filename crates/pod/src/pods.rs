@@ -1,0 +1,426 @@
+//! The engine: what it is configured with, what it holds in memory, and how operations are kept apart.
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use stasis_cgroup::Cgroups;
+use stasis_cni::Cni;
+use stasis_cri_api::runtime::CgroupDriver;
+use stasis_image::Images;
+use stasis_task::{Sandbox, ShimRuntime, Task};
+use tracing::Instrument as _;
+
+use crate::error::{Error, Kind, Result};
+use crate::record::{ContainerRecord, Phase, PodRecord};
+use crate::spec::HostFacts;
+use crate::store::Store;
+
+/// Which rights this node gives over checkpoints. Restore is a right apart from create: it runs foreign state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RestoreLevel {
+    /// Neither checkpoint nor restore.
+    None,
+    /// Running containers may be checkpointed.
+    CheckpointOnly,
+    /// Containers may be created from checkpoints too.
+    CheckpointRestore,
+}
+
+/// One runtime handler: the name that a RuntimeClass uses, and what it stands for.
+#[derive(Clone, Debug)]
+pub struct Handler {
+    /// Runtime type (`io.containerd.stasis.v1`) or absolute path of a shim.
+    pub runtime: String,
+    /// OCI runtime that the shim executes.
+    pub binary: PathBuf,
+}
+
+/// What the engine is configured with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Durable state, `/var/lib/stasis`.
+    pub root: PathBuf,
+    /// State of this boot, `/run/stasis`.
+    pub state: PathBuf,
+    /// Runtime handlers by name.
+    pub handlers: BTreeMap<String, Handler>,
+    /// Handler of a pod that names none.
+    pub default_handler: String,
+    /// Who makes control groups.
+    pub cgroup_driver: CgroupDriver,
+    /// Rights over checkpoints.
+    pub restore_level: RestoreLevel,
+    /// Directories from which archives may be restored by path.
+    pub archive_dirs: Vec<PathBuf>,
+    /// Longest time that a checkpoint may take, and what applies if the caller sets no time.
+    pub checkpoint_timeout_max: Duration,
+    /// Why checkpoints cannot be made on this node, if so.
+    pub checkpoint_unavailable: Option<String>,
+}
+
+/// The engine. Cheap to clone; every clone is the same engine.
+#[derive(Clone, Debug)]
+pub struct Pods(pub(crate) Arc<Inner>);
+
+/// State of the engine: opaque outside of this crate, public only because [`Pods`] dereferences to it.
+#[derive(Debug)]
+pub struct Inner {
+    pub(crate) config: Config,
+    pub(crate) images: Images,
+    pub(crate) cni: Cni,
+    pub(crate) runtime: Arc<ShimRuntime>,
+    pub(crate) store: Store,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) host: HostFacts,
+    pub(crate) pods: Directory<Pod>,
+    pub(crate) containers: Directory<Container>,
+    pub(crate) names: Names,
+}
+
+impl std::ops::Deref for Pods {
+    type Target = Inner;
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+/// A pod sandbox in memory.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    pub(crate) id: String,
+    pub(crate) record: RwLock<PodRecord>,
+    /// The shim; none once the pod is stopped or its shim is lost.
+    pub(crate) sandbox: RwLock<Option<Sandbox>>,
+    /// Held by stop and remove.
+    pub(crate) operation: tokio::sync::Mutex<()>,
+}
+
+/// A container in memory.
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) pod_id: String,
+    pub(crate) record: RwLock<ContainerRecord>,
+    /// The task, while there is one.
+    pub(crate) task: RwLock<Option<Arc<dyn Task>>>,
+    /// Held by start, checkpoint and remove.
+    pub(crate) operation: tokio::sync::Mutex<()>,
+    /// Held while a change of the record is written.
+    writing: tokio::sync::Mutex<()>,
+    /// The phase, for those who wait for the exit.
+    phase: tokio::sync::watch::Sender<Phase>,
+}
+
+impl std::fmt::Debug for Container {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Container").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Pod {
+    pub(crate) fn new(record: PodRecord, sandbox: Option<Sandbox>) -> Self {
+        Self {
+            id: record.id.clone(),
+            record: RwLock::new(record),
+            sandbox: RwLock::new(sandbox),
+            operation: tokio::sync::Mutex::default(),
+        }
+    }
+
+    pub(crate) fn record(&self) -> RwLockReadGuard<'_, PodRecord> {
+        self.record.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn sandbox(&self) -> Option<Sandbox> {
+        self.sandbox.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes the sandbox away: from now on the pod has no shim.
+    pub(crate) fn take_sandbox(&self) -> Option<Sandbox> {
+        self.sandbox.write().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Changes the record, durably; memory follows the disk.
+    pub(crate) async fn update(&self, store: &Store, change: impl FnOnce(&mut PodRecord)) -> Result<()> {
+        let mut record = self.record().clone();
+        change(&mut record);
+        store.put_pod(&record).await?;
+        *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
+        Ok(())
+    }
+}
+
+impl Container {
+    pub(crate) fn new(record: ContainerRecord) -> Self {
+        Self {
+            id: record.id.clone(),
+            pod_id: record.pod_id.clone(),
+            phase: tokio::sync::watch::Sender::new(record.phase()),
+            record: RwLock::new(record),
+            task: RwLock::new(None),
+            operation: tokio::sync::Mutex::default(),
+            writing: tokio::sync::Mutex::default(),
+        }
+    }
+
+    pub(crate) fn record(&self) -> RwLockReadGuard<'_, ContainerRecord> {
+        self.record.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn task(&self) -> Option<Arc<dyn Task>> {
+        self.task.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_task(&self, task: Option<Arc<dyn Task>>) {
+        *self.task.write().unwrap_or_else(PoisonError::into_inner) = task;
+    }
+
+    /// Changes the record, durably; memory follows the disk, then those who wait for the phase are told.
+    pub(crate) async fn update(&self, store: &Store, change: impl FnOnce(&mut ContainerRecord)) -> Result<()> {
+        let _writing = self.writing.lock().await;
+        let mut record = self.record().clone();
+        change(&mut record);
+        store.put_container(&record).await?;
+        let phase = record.phase();
+        *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
+        self.phase.send_replace(phase);
+        Ok(())
+    }
+
+    /// Waits until the container has exited; false if `limit` passes before.
+    pub(crate) async fn exited_within(&self, limit: Duration) -> bool {
+        let mut phase = self.phase.subscribe();
+        let exited = phase.wait_for(|phase| *phase == Phase::Exited);
+        tokio::time::timeout(limit, exited).await.is_ok()
+    }
+}
+
+/// Objects by ID. The lock is held for memory only.
+#[derive(Debug)]
+pub(crate) struct Directory<T> {
+    entries: RwLock<HashMap<String, Arc<T>>>,
+}
+
+impl<T> Default for Directory<T> {
+    fn default() -> Self {
+        Self { entries: RwLock::default() }
+    }
+}
+
+impl<T> Directory<T> {
+    pub(crate) fn get(&self, id: &str) -> Option<Arc<T>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    pub(crate) fn insert(&self, id: &str, object: T) -> Arc<T> {
+        let object = Arc::new(object);
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        entries.insert(id.to_owned(), Arc::clone(&object));
+        object
+    }
+
+    pub(crate) fn remove(&self, id: &str) {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<T>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// The one object whose ID is `id` or begins with it.
+    ///
+    /// CRI's clients send whole IDs; people and crictl send prefixes.
+    pub(crate) fn find(&self, id: &str) -> Option<Arc<T>> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(object) = entries.get(id) {
+            return Some(Arc::clone(object));
+        }
+        if id.is_empty() {
+            return None;
+        }
+        let mut matches = entries.iter().filter(|(key, _)| key.starts_with(id));
+        match (matches.next(), matches.next()) {
+            (Some((_, object)), None) => Some(Arc::clone(object)),
+            _ => None,
+        }
+    }
+}
+
+/// Names in use, each with the ID that has it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Names(Arc<Mutex<HashMap<String, String>>>);
+
+/// A name held for an object in the making; given back unless it is kept.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    names: Names,
+    name: Option<String>,
+}
+
+impl Names {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds `name` for `id`.
+    pub(crate) fn reserve(&self, kind: &str, name: String, id: &str) -> Result<Reservation> {
+        let mut names = self.lock();
+        if let Some(holder) = names.get(&name) {
+            return Err(Error::new(
+                Kind::AlreadyExists,
+                format!(
+                    "the {kind} name {name:?} is taken by {holder}: remove that {kind} first, or use another name or attempt"
+                ),
+            ));
+        }
+        names.insert(name.clone(), id.to_owned());
+        Ok(Reservation { names: self.clone(), name: Some(name) })
+    }
+
+    pub(crate) fn release(&self, name: &str) {
+        self.lock().remove(name);
+    }
+}
+
+impl Reservation {
+    /// The object is there: the name stays taken.
+    pub(crate) fn keep(mut self) {
+        self.name = None;
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            self.names.release(name);
+        }
+    }
+}
+
+impl Pods {
+    /// Opens the engine on its parts: reads the records, finds the running shims again, and clears away what a crash
+    /// left. The node's kernel is probed once, here.
+    ///
+    /// # Errors
+    /// Where the records cannot be read, or no control groups are mounted.
+    pub async fn open(
+        config: Config,
+        images: Images,
+        cni: Cni,
+        runtime: Arc<ShimRuntime>,
+        db: Arc<redb::Database>,
+    ) -> Result<Self> {
+        let cgroups = Cgroups::probe().map_err(|error| Error::precondition(error.to_string()))?;
+        let inner = Inner {
+            store: Store::open(db)?,
+            host: HostFacts::detect(),
+            config,
+            images,
+            cni,
+            runtime,
+            cgroups,
+            pods: Directory::default(),
+            containers: Directory::default(),
+            names: Names::default(),
+        };
+        let pods = Self(Arc::new(inner));
+        pods.reconcile().await?;
+        Ok(pods)
+    }
+
+    /// The runtime handlers by name; the default one also has the empty name.
+    pub fn handlers(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.config.handlers.keys().map(|name| (name.as_str(), *name == self.config.default_handler))
+    }
+
+    /// The driver of control groups, for CRI's RuntimeConfig.
+    pub fn cgroup_driver(&self) -> CgroupDriver {
+        self.config.cgroup_driver
+    }
+
+    /// Runs an operation to its end, whether or not the caller still waits: a client that gives up must not leave half
+    /// a container behind.
+    pub(crate) async fn detached<T: Send + 'static>(
+        &self,
+        operation: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        tokio::spawn(operation.in_current_span())
+            .await
+            .unwrap_or_else(|error| Err(Error::internal(format!("the operation ended abnormally: {error}"))))
+    }
+
+    pub(crate) fn pod(&self, id: &str) -> Result<Arc<Pod>> {
+        self.pods.find(id).ok_or_else(|| Error::new(Kind::NotFound, format!("no pod sandbox {id}")))
+    }
+
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>> {
+        self.containers.find(id).ok_or_else(|| Error::new(Kind::NotFound, format!("no container {id}")))
+    }
+
+    pub(crate) fn handler(&self, name: &str) -> Result<(String, Handler)> {
+        let name = if name.is_empty() { &self.config.default_handler } else { name };
+        match self.config.handlers.get(name) {
+            Some(handler) => Ok((name.to_owned(), handler.clone())),
+            None => Err(Error::invalid(format!(
+                "no runtime handler {name:?}: the configuration has {:?}",
+                self.config.handlers.keys().collect::<Vec<_>>()
+            ))),
+        }
+    }
+
+    pub(crate) fn pod_dir(&self, pod_id: &str) -> PathBuf {
+        self.config.state.join("pods").join(pod_id)
+    }
+
+    pub(crate) fn bundle(&self, pod_id: &str, container_id: &str) -> PathBuf {
+        self.pod_dir(pod_id).join(stasis_shim_api::layout::BUNDLES).join(container_id)
+    }
+
+    /// Where the OCI runtime keeps its state.
+    pub(crate) fn oci_root(&self) -> PathBuf {
+        self.config.state.join("runc")
+    }
+
+    pub(crate) fn containers_of(&self, pod_id: &str) -> Vec<Arc<Container>> {
+        self.containers.all().into_iter().filter(|container| container.pod_id == pod_id).collect()
+    }
+}
+
+/// Removes a directory tree if it is there. Nothing may be mounted below it.
+pub(crate) async fn remove_tree(path: &Path) -> std::io::Result<()> {
+    match tokio::fs::remove_dir_all(path).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_taken_until_it_is_given_back() {
+        let names = Names::default();
+        let first = names.reserve("pod", "a".into(), "1").expect("free");
+        let error = names.reserve("pod", "a".into(), "2").expect_err("taken");
+        assert_eq!(error.kind(), Kind::AlreadyExists);
+        assert!(error.to_string().contains("taken by 1"), "{error}");
+        drop(first);
+        names.reserve("pod", "a".into(), "3").expect("free again").keep();
+        assert!(names.reserve("pod", "a".into(), "4").is_err());
+        names.release("a");
+        assert!(names.reserve("pod", "a".into(), "5").is_ok());
+    }
+
+    #[test]
+    fn a_prefix_finds_one_object_only() {
+        let directory = Directory::default();
+        directory.insert("abc1", 1);
+        directory.insert("abd2", 2);
+        assert_eq!(directory.find("abc").as_deref(), Some(&1));
+        assert_eq!(directory.find("ab").as_deref(), None);
+        assert_eq!(directory.find("").as_deref(), None);
+    }
+}

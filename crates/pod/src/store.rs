@@ -1,0 +1,154 @@
+//! The records of pods and containers in `meta.redb`: one transaction a change, durable when the call returns.
+//!
+//! A value is one version byte and the protobuf of the record. A version from the future is refused in words rather
+//! than misread.
+
+use std::sync::Arc;
+
+use prost::Message;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+
+use crate::error::{Error, Result};
+use crate::record::{ContainerRecord, PodRecord};
+
+const PODS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pods");
+const CONTAINERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("containers");
+
+/// Version of the records that this program writes.
+const VERSION: u8 = 1;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    db: Arc<Database>,
+}
+
+impl Store {
+    /// Takes the tables of an open database, making them if they are not there.
+    pub(crate) fn open(db: Arc<Database>) -> Result<Self> {
+        let transaction = db.begin_write().map_err(redb::Error::from)?;
+        transaction.open_table(PODS).map_err(redb::Error::from)?;
+        transaction.open_table(CONTAINERS).map_err(redb::Error::from)?;
+        transaction.commit().map_err(redb::Error::from)?;
+        Ok(Self { db })
+    }
+
+    pub(crate) fn pods(&self) -> Result<Vec<PodRecord>> {
+        self.all(PODS)
+    }
+
+    pub(crate) fn containers(&self) -> Result<Vec<ContainerRecord>> {
+        self.all(CONTAINERS)
+    }
+
+    pub(crate) async fn put_pod(&self, record: &PodRecord) -> Result<()> {
+        self.put(PODS, record.id.clone(), encode(record)).await
+    }
+
+    pub(crate) async fn put_container(&self, record: &ContainerRecord) -> Result<()> {
+        self.put(CONTAINERS, record.id.clone(), encode(record)).await
+    }
+
+    pub(crate) async fn delete_pod(&self, id: &str) -> Result<()> {
+        self.delete(PODS, id.to_owned()).await
+    }
+
+    pub(crate) async fn delete_container(&self, id: &str) -> Result<()> {
+        self.delete(CONTAINERS, id.to_owned()).await
+    }
+
+    fn all<R: Message + Default>(&self, table: TableDefinition<'static, &str, &[u8]>) -> Result<Vec<R>> {
+        let read = || -> std::result::Result<Vec<(String, Vec<u8>)>, redb::Error> {
+            let table = self.db.begin_read()?.open_table(table)?;
+            let mut rows = Vec::new();
+            for row in table.iter()? {
+                let (key, value) = row?;
+                rows.push((key.value().to_owned(), value.value().to_owned()));
+            }
+            Ok(rows)
+        };
+        read()?.into_iter().map(|(key, value)| decode(&key, &value)).collect()
+    }
+
+    async fn put(&self, table: TableDefinition<'static, &str, &[u8]>, key: String, value: Vec<u8>) -> Result<()> {
+        self.write(move |transaction| {
+            transaction.open_table(table)?.insert(key.as_str(), value.as_slice())?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn delete(&self, table: TableDefinition<'static, &str, &[u8]>, key: String) -> Result<()> {
+        self.write(move |transaction| {
+            transaction.open_table(table)?.remove(key.as_str())?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// One transaction, off the async threads: a commit waits for the disk.
+    async fn write(
+        &self,
+        change: impl FnOnce(&redb::WriteTransaction) -> std::result::Result<(), redb::Error> + Send + 'static,
+    ) -> Result<()> {
+        let db = Arc::clone(&self.db);
+        let written = tokio::task::spawn_blocking(move || {
+            let transaction = db.begin_write()?;
+            change(&transaction)?;
+            transaction.commit()?;
+            Ok::<_, redb::Error>(())
+        });
+        Ok(written.await.map_err(|error| Error::internal(format!("the state database's writer failed: {error}")))??)
+    }
+}
+
+fn encode(record: &impl Message) -> Vec<u8> {
+    let mut bytes = vec![VERSION];
+    bytes.extend_from_slice(&record.encode_to_vec());
+    bytes
+}
+
+fn decode<R: Message + Default>(key: &str, value: &[u8]) -> Result<R> {
+    match value.split_first() {
+        Some((&VERSION, body)) => {
+            R::decode(body).map_err(|error| Error::internal(format!("the record of {key} cannot be read: {error}")))
+        }
+        Some((version, _)) => Err(Error::internal(format!(
+            "the record of {key} has version {version}, this program knows {VERSION}: it was written by a newer one"
+        ))),
+        None => Err(Error::internal(format!("the record of {key} is empty"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn database(path: &std::path::Path) -> Arc<Database> {
+        Arc::new(Database::create(path).expect("a database"))
+    }
+
+    #[tokio::test]
+    async fn records_survive_a_reopen() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("meta.redb");
+        let pod = PodRecord { id: "p".into(), handler: "runc".into(), ready: true, ..Default::default() };
+        let container = ContainerRecord { id: "c".into(), pod_id: "p".into(), exit_code: 7, ..Default::default() };
+        {
+            let store = Store::open(database(&path)).expect("a store");
+            store.put_pod(&pod).await.expect("put");
+            store.put_container(&container).await.expect("put");
+            store.put_container(&ContainerRecord { id: "gone".into(), ..Default::default() }).await.expect("put");
+            store.delete_container("gone").await.expect("delete");
+        }
+        let store = Store::open(database(&path)).expect("a store");
+        assert_eq!(store.pods().expect("pods"), vec![pod]);
+        assert_eq!(store.containers().expect("containers"), vec![container]);
+    }
+
+    #[test]
+    fn a_record_of_another_version_is_refused_in_words() {
+        let error = decode::<PodRecord>("abc", &[VERSION + 1, 0]).expect_err("refused");
+        assert!(error.to_string().contains("newer"), "{error}");
+        assert!(decode::<PodRecord>("abc", &[]).is_err());
+    }
+}
