@@ -8,6 +8,7 @@ use containerd_shim_protos::shim::oci;
 use protobuf::Message as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use stasis_cgroup::{Cgroup, Cgroups, scope_path};
 use stasis_criu::OperationConfig;
 use stasis_oci_runtime::Runc;
 use stasis_sys::mount::{self, Mount};
@@ -35,6 +36,7 @@ pub(crate) struct Bundle {
     /// Its directory.
     pub(crate) dir: PathBuf,
     namespaces: Vec<(Kind, Option<PathBuf>)>,
+    cgroups_path: Option<String>,
 }
 
 /// Options of a task (`containerd.runc.v1.Options`), as far as this shim acts on them.
@@ -42,7 +44,8 @@ pub(crate) struct Bundle {
 pub(crate) struct RuntimeOptions {
     binary: PathBuf,
     root: PathBuf,
-    systemd_cgroup: bool,
+    /// Whether systemd makes the cgroups.
+    pub(crate) systemd_cgroup: bool,
     /// As in [`stasis_oci_runtime::CreateOptions`].
     pub(crate) no_pivot: bool,
     /// As in [`stasis_oci_runtime::CreateOptions`].
@@ -99,11 +102,8 @@ impl Bundle {
     /// and crun go by. Whatever the annotation said before is overwritten: it names a file that is parsed as root.
     pub(crate) fn open(dir: &Path) -> Result<Bundle, Error> {
         let path = dir.join("config.json");
-        let failed = |error: serde_json::Error| Error::Invalid(format!("{}: {error}", path.display()));
-        let text = read_limited(&path, CONFIG_MAX).map_err(Error::io(format!("reading {}", path.display())))?;
-        let mut config: Value = serde_json::from_slice(&text).map_err(failed)?;
-        let namespaces = namespaces(&config);
-
+        let mut config = read_config(&path)?;
+        let bundle = Bundle::describe(dir, &config);
         let criu = dir.join(CRIU_CONFIG_FILE);
         write_criu_config(dir, &OperationConfig::default())?;
         let annotations = config
@@ -117,9 +117,33 @@ impl Bundle {
             .as_object_mut()
             .ok_or_else(|| Error::Invalid(format!("{}: the annotations are no JSON object", path.display())))?
             .insert(stasis_criu::config::ANNOTATION.to_owned(), criu.to_string_lossy().into());
-        let text = serde_json::to_vec(&config).map_err(failed)?;
+        let text = serde_json::to_vec(&config).map_err(|error| Error::Internal(error.to_string()))?;
         fs::write(&path, text).map_err(Error::io(format!("writing {}", path.display())))?;
-        Ok(Bundle { dir: dir.to_path_buf(), namespaces })
+        Ok(bundle)
+    }
+
+    /// As [`Bundle::open`], but changes nothing.
+    pub(crate) fn look_at(dir: &Path) -> Result<Bundle, Error> {
+        Ok(Bundle::describe(dir, &read_config(&dir.join("config.json"))?))
+    }
+
+    fn describe(dir: &Path, config: &Value) -> Bundle {
+        let cgroups_path = config.pointer("/linux/cgroupsPath").and_then(Value::as_str).map(str::to_owned);
+        Bundle { dir: dir.to_path_buf(), namespaces: namespaces(config), cgroups_path }
+    }
+
+    /// The cgroup that the OCI runtime will make, before it has; none where the configuration leaves it to the runtime.
+    pub(crate) fn cgroup(&self, cgroups: &Cgroups, systemd: bool) -> Option<Cgroup> {
+        let path = self.cgroups_path.as_deref()?;
+        let path = if systemd {
+            let (slice, rest) = path.split_once(':')?;
+            let (prefix, name) = rest.split_once(':')?;
+            scope_path(slice, prefix, name).ok()?
+        } else {
+            // A relative one is below the runtime's own.
+            path.strip_prefix('/').filter(|rest| !rest.is_empty()).map(|_| path.to_owned())?
+        };
+        Some(cgroups.at(&path))
     }
 
     /// Where the root file system is mounted.
@@ -173,6 +197,11 @@ pub(crate) fn write_criu_config(bundle: &Path, config: &OperationConfig) -> Resu
     fs::write(&path, text).map_err(Error::io(format!("writing {}", path.display())))
 }
 
+fn read_config(path: &Path) -> Result<Value, Error> {
+    let text = read_limited(path, CONFIG_MAX).map_err(Error::io(format!("reading {}", path.display())))?;
+    serde_json::from_slice(&text).map_err(|error| Error::Invalid(format!("{}: {error}", path.display())))
+}
+
 fn namespaces(config: &Value) -> Vec<(Kind, Option<PathBuf>)> {
     let kind = |name: &str| match name {
         "network" => Some(Kind::Net),
@@ -210,6 +239,20 @@ mod tests {
         assert_eq!(written["annotations"]["org.criu.config"], criu.to_str().unwrap());
         assert_eq!((&written["annotations"]["a"], &written["ociVersion"]), (&"b".into(), &"1.2.0".into()));
         assert!(fs::read_to_string(criu).unwrap().contains("network-lock skip"));
+    }
+
+    #[test]
+    fn the_cgroup_is_where_the_runtime_will_make_it() {
+        let cgroups = Cgroups::probe().unwrap();
+        let check = |path: &str, systemd: bool, expected: Option<&str>| {
+            let config = serde_json::json!({"linux": {"cgroupsPath": path}});
+            let cgroup = Bundle::describe(Path::new("/b"), &config).cgroup(&cgroups, systemd);
+            assert_eq!(cgroup.as_ref().map(Cgroup::path), expected, "{path}");
+        };
+        check("/pods/c1", false, Some("/pods/c1"));
+        check("a-b.slice:cri:c1", true, Some("/a.slice/a-b.slice/cri-c1.scope"));
+        check("relative", false, None);
+        check("/", false, None);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use stasis_shim_api::layout;
 use stasis_sys::{mount, namespace, process};
 
 use crate::args::Args;
-use crate::bundle::RuntimeOptions;
+use crate::bundle::{Bundle, RuntimeOptions};
 use crate::container::{CALL_LIMIT, KILL};
 use crate::error::Error;
 use crate::{checkpoint, journal, sandbox};
@@ -51,7 +51,20 @@ fn delete_container(id: &str, bundle: &Path) -> Result<(), Error> {
             _ => {}
         }
     }
+    end_cgroup(bundle)?;
     mount::unmount_all_below(&bundle.join("rootfs")).map_err(Error::io("the root file system"))
+}
+
+/// Ends what the OCI runtime knows nothing of: a create or restore that had not come to an end.
+fn end_cgroup(bundle: &Path) -> Result<(), Error> {
+    let (Some(options), Ok(described)) = (RuntimeOptions::load(bundle), Bundle::look_at(bundle)) else { return Ok(()) };
+    if let Some(cgroup) = described.cgroup(&Cgroups::probe()?, options.systemd_cgroup)
+        && cgroup.exists()
+    {
+        cgroup.kill_all()?;
+        cgroup.remove()?;
+    }
+    Ok(())
 }
 
 fn delete_pod(dir: &Path) -> Result<(), Error> {

@@ -379,6 +379,14 @@ impl Container {
         self.cgroup.get().ok_or_else(missing)
     }
 
+    /// Makes the cgroup known that the OCI runtime is about to make.
+    pub(crate) fn expect_cgroup(&self, shim: &Shim) {
+        if let Some(cgroup) = self.bundle.cgroup(&shim.cgroups, self.options.systemd_cgroup) {
+            // It may be known from an earlier try.
+            let _ = self.cgroup.set(cgroup);
+        }
+    }
+
     /// Ends everything in the container's cgroup and waits until it is gone. Without a cgroup there is nothing.
     pub(crate) async fn kill_cgroup(&self) -> Result<(), Error> {
         let Some(cgroup) = self.cgroup.get() else { return Ok(()) };

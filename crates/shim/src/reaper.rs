@@ -73,19 +73,32 @@ impl Reaper {
     }
 
     /// Runs a call of the OCI runtime to its end. It is killed when the time is up.
-    pub(crate) async fn run(&self, mut call: Call, limit: Duration) -> Result<Vec<u8>, Error> {
+    pub(crate) async fn run(&self, call: Call, limit: Duration) -> Result<Vec<u8>, Error> {
+        self.run_unless(call, limit, std::future::pending()).await
+    }
+
+    /// As [`Reaper::run`]; the call is also killed when `objection` comes, which is then the error.
+    pub(crate) async fn run_unless(
+        &self,
+        mut call: Call,
+        limit: Duration,
+        objection: impl Future<Output = Error>,
+    ) -> Result<Vec<u8>, Error> {
         let pid = call.spawn()?;
         let mut ended = self.watch(pid);
-        match tokio::time::timeout(limit, &mut ended).await {
-            Ok(Ok(ended)) => Ok(call.finish(ended.status)?),
-            Ok(Err(_)) => Err(Error::Internal("the shim is ending".to_owned())),
-            Err(_) => {
-                // Not reaped, so the number is still its own.
-                let _ = process::signal(pid, 9);
-                let _ = tokio::time::timeout(KILLED_LIMIT, ended).await;
-                Err(call.timed_out(limit).into())
+        let error = tokio::select! {
+            biased;
+            ended = &mut ended => {
+                let ended = ended.map_err(|_| Error::Internal("the shim is ending".to_owned()))?;
+                return Ok(call.finish(ended.status)?);
             }
-        }
+            error = objection => error,
+            () = tokio::time::sleep(limit) => call.timed_out(limit).into(),
+        };
+        // Not reaped, so the number is still its own.
+        let _ = process::signal(pid, 9);
+        let _ = tokio::time::timeout(KILLED_LIMIT, ended).await;
+        Err(error)
     }
 
     /// As [`Reaper::run`], for calls whose stdio is not a container's.

@@ -6,6 +6,7 @@
 //! so afterwards they are compared with the container's configuration, and a difference is the container's end.
 
 use std::fs;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +16,6 @@ use stasis_cgroup::Mode;
 use stasis_criu::{OperationConfig, diagnose};
 use stasis_oci_runtime::{CgroupMode, Launch, RestoreOptions};
 use stasis_sys::namespace::{self, Kind};
-use stasis_sys::path::read_limited;
 use stasis_sys::process::{Setup, prepare};
 
 use crate::bundle::{Bundle, write_criu_config};
@@ -28,8 +28,15 @@ use crate::server::Shim;
 /// How long a restore may take: memory comes in at about 2 GB/s here, from a cold disk at a tenth of that.
 const RESTORE_LIMIT: Duration = Duration::from_secs(600);
 
-/// How much of CRIU's log is read for the diagnosis; its errors are at its end, and a restore logs little.
-const LOG_MAX: u64 = 8 << 20;
+/// How much of the end of CRIU's log is read for the diagnosis; its errors are there.
+const LOG_TAIL: u64 = 4 << 20;
+
+/// A restore whose log grows beyond this is killed: a good one logs less than a megabyte, but images whose pages are cut
+/// short make CRIU try, and log, for ever.
+const LOG_MAX: u64 = 64 << 20;
+
+/// How often the log is looked at.
+const LOG_PAUSE: Duration = Duration::from_millis(200);
 
 /// Name of the work directory in the bundle; CRIU's `restore.log` stays there.
 const WORK_DIR: &str = "restore";
@@ -79,8 +86,10 @@ async fn run(shim: &Arc<Shim>, container: &Arc<Container>, images: &Path, work: 
     );
     prepare(call.command(), surroundings(bundle)?);
     prepared.give(call.command());
-    match shim.reaper.run(call, RESTORE_LIMIT).await {
-        Err(Error::Runtime(runtime)) => return Err(explain(runtime, &work.join("restore.log"))),
+    container.expect_cgroup(shim);
+    let log = work.join("restore.log");
+    match shim.reaper.run_unless(call, RESTORE_LIMIT, endless_log(&log)).await {
+        Err(Error::Runtime(runtime)) => return Err(explain(runtime, &log)),
         done => done.map(drop)?,
     }
     let pid = read_pid(&pid_file)?;
@@ -105,13 +114,36 @@ pub(crate) fn surroundings(bundle: &Bundle) -> Result<Setup, Error> {
 
 /// Adds to the OCI runtime's words what CRIU's log says.
 pub(crate) fn explain(runtime: stasis_oci_runtime::Error, log: &Path) -> Error {
-    let text = match read_limited(log, LOG_MAX) {
-        Ok(text) => text,
-        // CRIU never ran.
-        Err(_) => return runtime.into(),
-    };
+    // Without a log CRIU never ran.
+    let Ok(text) = read_tail(log) else { return runtime.into() };
     let diagnosis = diagnose(&String::from_utf8_lossy(&text));
     Error::Criu { runtime, diagnosis: format!("{diagnosis}; the log of CRIU is {}", log.display()) }
+}
+
+fn read_tail(log: &Path) -> std::io::Result<Vec<u8>> {
+    let mut file = fs::File::open(log)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
+    let mut text = Vec::new();
+    file.take(LOG_TAIL).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// Comes to an end when CRIU does not.
+async fn endless_log(log: &Path) -> Error {
+    loop {
+        tokio::time::sleep(LOG_PAUSE).await;
+        if fs::metadata(log).is_ok_and(|meta| meta.len() > LOG_MAX) {
+            // It tells the same again and again, and it lies in memory.
+            let cut = fs::OpenOptions::new().write(true).open(log).and_then(|file| file.set_len(LOG_TAIL));
+            return Error::Invalid(format!(
+                "CRIU did not come to an end and was killed: the images are broken, probably their pages cut short; the \
+                 beginning of its log is {}{}",
+                log.display(),
+                cut.map_or_else(|error| format!(" ({error})"), |()| String::new())
+            ));
+        }
+    }
 }
 
 fn compare_namespaces(bundle: &Bundle, pid: i32) -> Result<(), Error> {

@@ -54,10 +54,7 @@ async fn misuse_is_refused_with_the_right_code() {
 #[tokio::test]
 async fn a_create_that_fails_leaves_nothing_and_says_why() {
     let pod = Pod::start().await;
-    let plan = Plan {
-        namespaces: [("network", Some("/no/such/netns".into()))].into(),
-        ..Plan::script("true")
-    };
+    let plan = Plan { namespaces: [("network", Some("/no/such/netns".into()))].into(), ..Plan::script("true") };
     let error = pod.create("c1", &plan).await.unwrap_err().to_string();
     assert!(error.contains("/no/such/netns"), "{error}");
     assert!(stasis_sys::mount::mounts_below(&pod.dir).unwrap().is_empty());

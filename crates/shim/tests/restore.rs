@@ -9,9 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::*;
-use stasis_shim_api::{
-    CheckpointReport, CheckpointRequest, CriuOptions, METHOD_CHECKPOINT, Reason, ShimError,
-};
+use stasis_shim_api::{CheckpointReport, CheckpointRequest, CriuOptions, METHOD_CHECKPOINT, Reason, ShimError};
 
 /// Counts, in the log and for everybody.
 const COUNTER: &str = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.02; done";
@@ -97,7 +95,7 @@ async fn a_checkpoint_with_a_terminal_comes_back_with_one() {
     let pod = Pod::with_sandbox(&plain_sandbox()).await;
     let plan = Plan { namespaces: pod.pinned(), terminal: true, ..Plan::script(COUNTER) };
     pod.run("c1", &plan).await;
-    pod.log_says("c1", "3\r\n").await;
+    pod.log_says("c1", "3\n").await;
     let images = pod.scratch().join("images");
     write_images(&pod, "c1", &images).await.unwrap();
     pod.kill("c1", 9).await.unwrap();
@@ -109,41 +107,60 @@ async fn a_checkpoint_with_a_terminal_comes_back_with_one() {
     pod.task.resize_pty(context(), &resize).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_restore_that_fails_says_why_and_keeps_the_root_file_system() {
+/// Restores images that `spoil` has been at, and returns the error.
+async fn restore_spoiled(spoil: impl FnOnce(&Path)) -> String {
     let pod = Pod::with_sandbox(&plain_sandbox()).await;
     let plan = Plan { namespaces: pod.pinned(), ..Plan::script(COUNTER) };
     pod.run("c1", &plan).await;
     counts(&pod, "c1").await;
     let images = pod.scratch().join("images");
     write_images(&pod, "c1", &images).await.unwrap();
-    // Half of the memory is missing.
-    let pages = images.join("pages-1.img");
-    fs::OpenOptions::new().write(true).open(&pages).unwrap().set_len(4096).unwrap();
+    spoil(&images);
     let checkpoint = images.to_string_lossy().into_owned();
     pod.create("c2", &Plan { checkpoint, ..plan }).await.unwrap();
     let error = pod.start_task("c2").await.unwrap_err().to_string();
-    assert!(error.contains("CRIU") && error.contains("restore.log"), "{error}");
     assert!(pod.bundle("c2").join("restore/restore.log").exists());
     assert!(pod.bundle("c2").join("rootfs/bin/busybox").exists(), "the root file system was emptied");
-    assert!(!pod.cgroup("c2").exists());
+    assert!(pod.cgroup("c2").procs().unwrap().is_empty());
     pod.delete("c2", "").await.unwrap();
     assert!(pod.scratch().join("lower/bin/busybox").exists());
     assert!(stasis_sys::mount::mounts_below(&pod.bundle("c2")).unwrap().is_empty());
+    error
+}
+
+#[tokio::test]
+async fn a_restore_that_fails_says_why_and_keeps_the_root_file_system() {
+    let error = restore_spoiled(|images| fs::remove_file(images.join("mm-1.img")).unwrap()).await;
+    assert!(error.contains("CRIU") && error.contains("restore.log"), "{error}");
+}
+
+#[tokio::test]
+async fn a_restore_without_end_is_ended() {
+    let cut_short = |images: &Path| {
+        let pages = fs::OpenOptions::new().write(true).open(images.join("pages-1.img")).unwrap();
+        pages.set_len(4096).unwrap();
+    };
+    let error = restore_spoiled(cut_short).await;
+    assert!(error.contains("cut short") && error.contains("restore.log"), "{error}");
 }
 
 #[tokio::test]
 async fn a_checkpoint_out_of_other_surroundings_is_killed() {
-    // Dumped on the host's network; restored where the pod's is asked for.
+    // Dumped in the host's PID namespace, so that the images name none; restored where an own one is asked for.
     let pod = Pod::with_sandbox(&plain_sandbox()).await;
-    let host = [("pid", None), ("ipc", None), ("uts", None)].into();
+    let mut host = pod.pinned();
+    host.remove("pid");
     pod.run("c1", &Plan { namespaces: host, ..Plan::script(COUNTER) }).await;
     counts(&pod, "c1").await;
     let images = pod.scratch().join("images");
     write_images(&pod, "c1", &images).await.unwrap();
+    // Their process IDs must be free.
+    pod.kill("c1", 9).await.unwrap();
+    pod.wait("c1", "").await;
     let checkpoint = images.to_string_lossy().into_owned();
     pod.create("c2", &Plan { namespaces: pod.pinned(), checkpoint, ..Plan::script(COUNTER) }).await.unwrap();
-    pod.start_task("c2").await.unwrap_err();
+    let error = pod.start_task("c2").await.unwrap_err().to_string();
+    assert!(error.contains("another pid namespace"), "{error}");
     assert!(pod.cgroup("c2").procs().unwrap().is_empty());
 }
 

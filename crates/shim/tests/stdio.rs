@@ -142,7 +142,10 @@ async fn a_reader_that_is_gone_does_not_block_an_exec() {
 async fn input_reaches_a_process_until_it_is_closed() {
     let pod = Pod::start().await;
     let stdin = pod.fifo("in");
-    let plan = Plan { stdin: stdin.to_string_lossy().into_owned(), ..Plan::script("while read l; do echo got $l; done; exit 8") };
+    let plan = Plan {
+        stdin: stdin.to_string_lossy().into_owned(),
+        ..Plan::script("while read l; do echo got $l; done; exit 8")
+    };
     pod.run("c1", &plan).await;
     for word in ["one", "two"] {
         // A client that comes and goes: the input does not end with it.
@@ -174,7 +177,7 @@ async fn a_terminal_has_a_size_and_one_stream() {
     writeln!(writer, "typed").unwrap();
     assert_eq!(pod.wait("c1", "").await, 3);
     let log = pod.log("c1");
-    assert!(log.contains("40 132\r\ntyped\r\n/dev/pts/0\r\n"), "{log:?}");
+    assert!(log.contains("40 132\ntyped\n/dev/pts/0\n"), "{log:?}");
     assert!(!fs::read_to_string(pod.log_path("c1")).unwrap().contains("stderr"));
 
     pod.run("c2", &Plan::script("sleep 1000")).await;

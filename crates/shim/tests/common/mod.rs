@@ -32,8 +32,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Applets that the test containers use.
 const APPLETS: [&str; 17] = [
-    "sh", "sleep", "cat", "echo", "ls", "hostname", "seq", "yes", "head", "stty", "true", "readlink", "kill", "dd", "ps",
-    "wc", "tr",
+    "sh", "sleep", "cat", "echo", "ls", "hostname", "seq", "yes", "head", "stty", "true", "readlink", "kill", "dd",
+    "ps", "wc", "tr",
 ];
 
 pub fn context() -> Context {
@@ -282,7 +282,13 @@ impl Pod {
         self.task.state(context(), &StateRequest { id: id.to_owned(), ..Default::default() }).await
     }
 
-    pub async fn add_exec(&self, id: &str, exec_id: &str, script: &str, io: (&str, &str, &str)) -> ttrpc::Result<Empty> {
+    pub async fn add_exec(
+        &self,
+        id: &str,
+        exec_id: &str,
+        script: &str,
+        io: (&str, &str, &str),
+    ) -> ttrpc::Result<Empty> {
         let spec = Any {
             type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
             value: Self::process(script, false).to_string().into_bytes(),
@@ -379,7 +385,9 @@ pub async fn call(pod: &Pod, method: &str, payload: Vec<u8>) -> ttrpc::Result<Ve
 pub fn messages(log: &str) -> String {
     let mut text = String::new();
     for line in log.lines() {
-        let [_, _, tag, message] = line.splitn(4, ' ').collect::<Vec<_>>()[..] else { panic!("no CRI log line: {line}") };
+        let [_, _, tag, message] = line.splitn(4, ' ').collect::<Vec<_>>()[..] else {
+            panic!("no CRI log line: {line}")
+        };
         text.push_str(message);
         if tag == "F" {
             text.push('\n');
