@@ -70,9 +70,10 @@ impl Bundle {
         state_dir.join(sandbox_id.unwrap_or(task_id)).join(layout::BUNDLES).join(task_id)
     }
 
-    /// Makes the directory and what the shim expects in it.
-    pub(crate) fn create(dir: PathBuf, spec: &[u8], with_log: bool) -> Result<Self> {
-        if dir.join(BOOTSTRAP).exists() {
+    /// Makes the directory, what the shim expects in it, and a first record: a task whose creation is cut short from
+    /// here on can be found and deleted.
+    pub(crate) fn create(dir: PathBuf, spec: &[u8], binary: &Path, sandbox_id: Option<&str>) -> Result<Self> {
+        if dir.join(BINARY).exists() {
             return Err(Error::AlreadyExists(format!("a task has its bundle in {} already", dir.display())));
         }
         make_dir(&dir)?;
@@ -83,10 +84,12 @@ impl Bundle {
             .or_else(|error| if error.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
             .map_err(|error| Error::io("cannot make", dir.join(ROOTFS).display(), error))?;
         write_new(&dir.join(CONFIG), spec)?;
-        if with_log {
+        match sandbox_id {
+            Some(sandbox_id) => write_small(&dir.join(SANDBOX), sandbox_id.as_bytes())?,
             // containerd makes this a FIFO and reads it. A file needs no reader: the shim outlives us.
-            write_new(&dir.join(LOG), b"")?;
+            None => write_new(&dir.join(LOG), b"")?,
         }
+        write_binary(&dir, binary)?;
         Ok(Self { dir })
     }
 
@@ -96,7 +99,7 @@ impl Bundle {
         for pod in read_dir(state_dir)? {
             for dir in read_dir(&pod.join(layout::BUNDLES))? {
                 let id = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-                if check_id(&id).is_ok() && dir.join(BOOTSTRAP).exists() {
+                if check_id(&id).is_ok() && dir.join(BINARY).exists() {
                     found.push((id, Self { dir }));
                 }
             }
@@ -104,18 +107,12 @@ impl Bundle {
         Ok(found)
     }
 
-    /// Makes it possible to find the shim again.
-    pub(crate) fn write_record(&self, record: &Record) -> Result<()> {
-        write_shim(&self.dir, &record.endpoint, &record.binary)?;
-        if let Some(sandbox_id) = &record.sandbox_id {
-            write_small(&self.dir.join(SANDBOX), sandbox_id.as_bytes())?;
-        }
-        Ok(())
-    }
-
-    /// What [`Bundle::write_record`] wrote.
+    /// What the directory says about the task's shim.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where the creation was cut short before there was an endpoint.
     pub(crate) fn read_record(&self) -> Result<Record> {
-        let (endpoint, binary) = read_shim(&self.dir)?;
+        let (endpoint, binary) = (read_endpoint(&self.dir)?, read_binary(&self.dir)?);
         let sandbox_id = match read_small(&self.dir.join(SANDBOX)) {
             Ok(id) => Some(String::from_utf8_lossy(&id).into_owned()),
             Err(Error::NotFound(_)) => None,
@@ -145,24 +142,31 @@ impl Bundle {
     }
 }
 
-/// Writes where a shim listens and what its program is, into a bundle or a pod's directory.
-pub(crate) fn write_shim(dir: &Path, endpoint: &Endpoint, binary: &Path) -> Result<()> {
+/// Writes what the program of a shim is, into a bundle or a pod's directory; before the shim is started.
+pub(crate) fn write_binary(dir: &Path, binary: &Path) -> Result<()> {
+    write_small(&dir.join(BINARY), binary.as_os_str().as_encoded_bytes())
+}
+
+/// What [`write_binary`] wrote.
+pub(crate) fn read_binary(dir: &Path) -> Result<PathBuf> {
+    use std::os::unix::ffi::OsStringExt as _;
+    Ok(std::ffi::OsString::from_vec(read_small(&dir.join(BINARY))?).into())
+}
+
+/// Writes where a shim listens.
+pub(crate) fn write_endpoint(dir: &Path, endpoint: &Endpoint) -> Result<()> {
     let bootstrap =
         Bootstrap { version: endpoint.version, address: endpoint.address.clone(), protocol: "ttrpc".to_owned() };
     let json = serde_json::to_vec(&bootstrap).map_err(|error| Error::io("cannot write", dir.display(), error))?;
-    write_small(&dir.join(BINARY), binary.as_os_str().as_encoded_bytes())?;
     write_small(&dir.join(BOOTSTRAP), &json)
 }
 
-/// What [`write_shim`] wrote.
-pub(crate) fn read_shim(dir: &Path) -> Result<(Endpoint, PathBuf)> {
-    use std::os::unix::ffi::OsStringExt as _;
+/// What [`write_endpoint`] wrote.
+pub(crate) fn read_endpoint(dir: &Path) -> Result<Endpoint> {
     let path = dir.join(BOOTSTRAP);
     let bootstrap: Bootstrap = serde_json::from_slice(&read_small(&path)?)
         .map_err(|error| Error::io("cannot understand", path.display(), error))?;
-    let endpoint = Endpoint::new(&bootstrap.address, bootstrap.version, &bootstrap.protocol)?;
-    let binary = std::ffi::OsString::from_vec(read_small(&dir.join(BINARY))?);
-    Ok((endpoint, binary.into()))
+    Endpoint::new(&bootstrap.address, bootstrap.version, &bootstrap.protocol)
 }
 
 /// Forgets a shim that is gone.
@@ -236,18 +240,16 @@ mod tests {
     #[test]
     fn what_is_written_is_found_again_and_removed() {
         let state = tempfile::tempdir().unwrap();
-        let record = Record {
-            endpoint: Endpoint::new("unix:///run/x.sock", 2, "ttrpc").unwrap(),
-            binary: "/opt/containerd-shim-x-v1".into(),
-            sandbox_id: None,
-        };
-        let bundle = Bundle::create(Bundle::default_dir(state.path(), None, "t1"), b"{}", true).unwrap();
-        assert!(Bundle::list(state.path()).unwrap().is_empty(), "not before it has a shim");
-        bundle.write_record(&record).unwrap();
+        let endpoint = Endpoint::new("unix:///run/x.sock", 2, "ttrpc").unwrap();
+        let binary = Path::new("/opt/containerd-shim-x-v1");
+        let dir = Bundle::default_dir(state.path(), None, "t1");
+        let bundle = Bundle::create(dir.clone(), b"{}", binary, None).unwrap();
         assert_eq!(Bundle::list(state.path()).unwrap(), [("t1".to_owned(), bundle.clone())]);
+        assert!(matches!(bundle.read_record(), Err(Error::NotFound(_))), "not before it has a shim");
+        write_endpoint(&dir, &endpoint).unwrap();
         let read = bundle.read_record().unwrap();
-        assert_eq!((read.endpoint, read.binary, read.sandbox_id), (record.endpoint, record.binary, None));
-        assert!(matches!(Bundle::create(bundle.dir.clone(), b"{}", true), Err(Error::AlreadyExists(_))));
+        assert_eq!((read.endpoint, read.binary.as_path(), read.sandbox_id), (endpoint, binary, None));
+        assert!(matches!(Bundle::create(dir, b"{}", binary, None), Err(Error::AlreadyExists(_))));
         bundle.remove().unwrap();
         assert_eq!(fs::read_dir(state.path()).unwrap().count(), 0, "nothing stays");
     }
@@ -255,7 +257,8 @@ mod tests {
     #[test]
     fn a_pods_directory_stays_when_its_task_goes() {
         let state = tempfile::tempdir().unwrap();
-        let bundle = Bundle::create(Bundle::default_dir(state.path(), Some("pod"), "t1"), b"{}", false).unwrap();
+        let dir = Bundle::default_dir(state.path(), Some("pod"), "t1");
+        let bundle = Bundle::create(dir, b"{}", Path::new("/x"), Some("pod")).unwrap();
         bundle.remove().unwrap();
         assert!(state.path().join("pod").is_dir());
         assert!(!bundle.dir.exists());

@@ -26,6 +26,7 @@ mod binary;
 mod bundle;
 mod connection;
 mod error;
+mod events;
 mod io;
 mod runtime;
 mod sandbox;
@@ -35,6 +36,7 @@ pub use api::{
     Any, CheckpointImages, CreateOpts, ExecSpec, Exit, Io, PlatformRuntime, Process, RunOptions, State, Status, Task,
 };
 pub use error::{Error, Result};
+pub use events::EventServer;
 pub use io::{Fifos, Streams, log_uri};
 pub use runtime::{Config, ShimRuntime};
 pub use sandbox::Sandbox;

@@ -16,13 +16,17 @@ use protobuf::MessageField;
 use stasis_shim_api::SandboxSpec;
 use stasis_sys::process::Pidfd;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::binary::to_message;
 use crate::bundle::{Bundle, Record, blocking, check_id};
 use crate::connection::{Connection, Connections, Endpoint, ExitWatch, Limit};
 use crate::task::{QUICK, SLOW, ShimTask, TaskHandle};
-use crate::{CreateOpts, Error, Exit, PlatformRuntime, Result, Sandbox, Task, binary, sandbox};
+use crate::{
+    CreateOpts, Error, EventServer, Exit, PlatformRuntime, Result, Sandbox, State, Status, Task, binary, bundle,
+    events, sandbox,
+};
 
 /// A shim with no task left ends at once; this is for a machine under load.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
@@ -104,8 +108,8 @@ impl ShimRuntime {
         sandbox::connect(self, pod_id, pod_dir).await
     }
 
-    /// Cleans up after the dead shim of a pod: runs its program's `delete` in the pod's directory, then forgets it.
-    /// That there is none is no error.
+    /// Ends the shim of a pod in whatever state it is: shuts it down if it answers, else kills it and has its program's
+    /// `delete` clean up after it. That there is none is no error.
     pub async fn clean_sandbox(&self, pod_id: &str, pod_dir: &Path) -> Result<()> {
         let (this, pod_id, pod_dir) = (self.clone(), pod_id.to_owned(), pod_dir.to_owned());
         to_its_end(async move { sandbox::clean(&this, &pod_id, &pod_dir).await }).await
@@ -121,6 +125,14 @@ impl ShimRuntime {
             return Ok(self.handle(task));
         }
         Ok(self.handle(self.read(task_id, Bundle { dir: bundle.into() }).await?))
+    }
+
+    /// Serves what shims tell on their own at `<address>.ttrpc`, until the value is dropped; `out_of_memory` is called
+    /// with the task's ID. Everything else that shims tell is dropped: it is known from their answers.
+    ///
+    /// Without it foreign shims work, but try for seconds to tell each event.
+    pub async fn serve_events(&self, out_of_memory: impl Fn(&str) + Send + Sync + 'static) -> Result<EventServer> {
+        events::serve(&format!("{}.ttrpc", self.config().address), Box::new(out_of_memory)).await
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -175,7 +187,10 @@ impl ShimRuntime {
     /// Reads a task of an earlier daemon from its bundle; its shim may be dead.
     async fn read(&self, task_id: &str, bundle: Bundle) -> Result<Arc<ShimTask>> {
         let from = bundle.clone();
-        let record = blocking(move || from.read_record()).await?;
+        let record = match blocking(move || from.read_record()).await {
+            Err(Error::NotFound(_)) => self.finish_record(task_id, &bundle).await?,
+            read => read?,
+        };
         let task = self.task(task_id, bundle, record, false);
         match task.state().await {
             Err(error @ (Error::ShimLost(_) | Error::NotFound(_))) => debug!(task_id, %error, "task without a shim"),
@@ -186,6 +201,16 @@ impl ShimRuntime {
             Slot::Task(known) => Ok(Arc::clone(known)),
             Slot::Creating => Err(Error::FailedPrecondition(format!("task {task_id} is still being created"))),
         }
+    }
+
+    /// Completes the record of a task whose creation was cut short about when its shim was started: a second start says
+    /// where the first one's shim listens, or starts one that can be shut down.
+    async fn finish_record(&self, task_id: &str, bundle: &Bundle) -> Result<Record> {
+        let dir = bundle.dir.clone();
+        let binary = blocking(move || bundle::read_binary(&dir)).await?;
+        let endpoint = binary::start(&binary, task_id, &bundle.dir, None, self.config()).await?;
+        let bundle = bundle.clone();
+        blocking(move || bundle::write_endpoint(&bundle.dir, &endpoint).and_then(|()| bundle.read_record())).await
     }
 
     fn task(&self, task_id: &str, bundle: Bundle, record: Record, restores: bool) -> Arc<ShimTask> {
@@ -205,8 +230,9 @@ impl ShimRuntime {
         let program = binary::find(&opts.runtime, self.config())?;
         let default_dir = || Bundle::default_dir(&self.config().state_dir, opts.sandbox_id.as_deref(), task_id);
         let dir = opts.bundle.clone().unwrap_or_else(default_dir);
-        let (spec, own_shim) = (opts.spec.clone(), opts.address.is_none());
-        let bundle = blocking(move || Bundle::create(dir, &spec, own_shim)).await?;
+        let sandbox_id = opts.address.as_ref().map(|_| opts.sandbox_id.clone().unwrap_or_default());
+        let (spec, binary, sandbox) = (opts.spec.clone(), program.clone(), sandbox_id.clone());
+        let bundle = blocking(move || Bundle::create(dir, &spec, &binary, sandbox.as_deref())).await?;
         let endpoint = match self.endpoint(task_id, &opts, &program, &bundle).await {
             Ok(endpoint) => endpoint,
             Err(error) => {
@@ -214,10 +240,9 @@ impl ShimRuntime {
                 return Err(error);
             }
         };
-        let sandbox_id = opts.address.as_ref().map(|_| opts.sandbox_id.clone().unwrap_or_default());
         let record = Record { endpoint, binary: program, sandbox_id };
         let task = self.task(task_id, bundle, record, opts.checkpoint.is_some());
-        let created = match self.write_record(&task).await {
+        let created = match self.write_endpoint(&task).await {
             Ok(()) => create_in_shim(&task, &opts).await,
             Err(error) => Err(error),
         };
@@ -238,9 +263,9 @@ impl ShimRuntime {
         }
     }
 
-    async fn write_record(&self, task: &Arc<ShimTask>) -> Result<()> {
+    async fn write_endpoint(&self, task: &Arc<ShimTask>) -> Result<()> {
         let task = Arc::clone(task);
-        blocking(move || task.bundle.write_record(&task.record)).await
+        blocking(move || bundle::write_endpoint(&task.bundle.dir, &task.record.endpoint)).await
     }
 
     /// Takes back what a failed create did, as far as it goes. The error to tell is the first one.
@@ -272,6 +297,7 @@ impl ShimRuntime {
 
     async fn delete_to_its_end(&self, task_id: &str) -> Result<Exit> {
         let task = self.find(task_id).await?;
+        end_if_never_run(&task).await;
         let exit = match task.delete("").await {
             Err(error) if error.is_shim_lost() => {
                 warn!(task_id, %error, "cleaning up after a dead shim");
@@ -441,6 +467,17 @@ async fn create_in_shim(task: &ShimTask, opts: &CreateOpts) -> Result<()> {
     let answer: CreateTaskResponse = task.connection.task("Create", &request, SLOW).await?;
     task.pid.store(answer.pid, Ordering::Relaxed);
     Ok(())
+}
+
+/// The first process of a task that was made and not started is there already, waiting. runc's shim deletes it only
+/// after having waited for its streams in vain, so it is ended first. What fails here the deletion will tell.
+async fn end_if_never_run(task: &Arc<ShimTask>) {
+    if task.exit.seen().is_none()
+        && let Ok(State { status: Status::Created, .. }) = task.state().await
+        && task.kill("", SIGKILL, false).await.is_ok()
+    {
+        let _ = timeout(SHUTDOWN_LIMIT, task.wait_for_first()).await;
+    }
 }
 
 /// A dead shim cannot remove its socket, and runc's of containerd 2.0 to 2.2 forgets it. Only a socket is removed,

@@ -10,6 +10,7 @@ use containerd_shim_protos::sandbox_api::{
     WaitSandboxRequest, WaitSandboxResponse,
 };
 use protobuf::{Message, MessageField};
+use rustix::process::Signal;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stasis_shim_api::{
@@ -68,9 +69,11 @@ pub(crate) async fn start(
         Err(error) => return Err(error),
     }
     let program = binary::find(runtime_name, runtime.config())?;
+    let (dir, shim) = (pod_dir.to_owned(), program.clone());
+    blocking(move || bundle::write_binary(&dir, &shim)).await?;
     let endpoint = binary::start(&program, pod_id, pod_dir, None, runtime.config()).await?;
-    let (dir, at, shim) = (pod_dir.to_owned(), endpoint.clone(), program.clone());
-    let recorded = blocking(move || bundle::write_shim(&dir, &at, &shim)).await;
+    let (dir, at) = (pod_dir.to_owned(), endpoint.clone());
+    let recorded = blocking(move || bundle::write_endpoint(&dir, &at)).await;
     let sandbox = Sandbox::new(runtime, pod_id, pod_dir, endpoint).await;
     let begun = match recorded {
         Ok(()) => sandbox.begin(bundle_path, spec).await,
@@ -90,7 +93,7 @@ pub(crate) async fn start(
 pub(crate) async fn connect(runtime: &ShimRuntime, pod_id: &str, pod_dir: &Path) -> Result<Sandbox> {
     check_id(pod_id)?;
     let dir = pod_dir.to_owned();
-    let (endpoint, _) = blocking(move || bundle::read_shim(&dir)).await?;
+    let endpoint = blocking(move || bundle::read_endpoint(&dir)).await?;
     let sandbox = Sandbox::new(runtime, pod_id, pod_dir, endpoint).await;
     sandbox.ping().await?;
     Ok(sandbox)
@@ -98,26 +101,59 @@ pub(crate) async fn connect(runtime: &ShimRuntime, pod_id: &str, pod_dir: &Path)
 
 /// See [`ShimRuntime::clean_sandbox`].
 pub(crate) async fn clean(runtime: &ShimRuntime, pod_id: &str, pod_dir: &Path) -> Result<()> {
-    check_id(pod_id)?;
+    match connect(runtime, pod_id, pod_dir).await {
+        Ok(sandbox) => sandbox.shutdown_to_its_end().await,
+        // Dead, stuck, or without an address: its start was cut short, or there never was one.
+        Err(Error::ShimLost(_) | Error::DeadlineExceeded(_) | Error::NotFound(_)) => {
+            clean_dead(runtime, pod_id, pod_dir).await
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn clean_dead(runtime: &ShimRuntime, pod_id: &str, pod_dir: &Path) -> Result<()> {
     let dir = pod_dir.to_owned();
-    let (_, program) = match blocking(move || bundle::read_shim(&dir)).await {
-        Ok(shim) => shim,
+    let program = match blocking(move || bundle::read_binary(&dir)).await {
         Err(Error::NotFound(_)) => return Ok(()),
-        Err(error) => return Err(error),
+        read => read?,
     };
+    kill_unreachable(pod_id, read_pid(pod_dir).await).await?;
     binary::delete(&program, pod_id, pod_dir, runtime.config()).await?;
     let dir = pod_dir.to_owned();
     blocking(move || bundle::remove_shim(&dir)).await
 }
 
+/// Ends a shim that runs but does not listen, or nowhere that is known. The process must be the pod's by its arguments,
+/// as its number may be somebody else's by now.
+async fn kill_unreachable(pod_id: &str, pid: u32) -> Result<()> {
+    let id = pod_id.to_owned();
+    let process = blocking(move || {
+        let process = i32::try_from(pid).ok().filter(|pid| *pid > 0).and_then(|pid| Pidfd::open(pid).ok());
+        let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        Ok(process.filter(|_| arguments.split(|byte| *byte == 0).any(|argument| argument == id.as_bytes())))
+    });
+    let Some(process) = process.await? else { return Ok(()) };
+    warn!(pod_id, pid, "killing a shim that does not answer");
+    // It may end by itself meanwhile, which is as good.
+    let _ = process.signal(Signal::KILL);
+    if ended(process, SHUTDOWN_LIMIT).await {
+        return Ok(());
+    }
+    Err(Error::DeadlineExceeded(format!("pod {pod_id}: the shim, process {pid}, outlives SIGKILL")))
+}
+
+async fn read_pid(pod_dir: &Path) -> u32 {
+    let pid_file = pod_dir.join(layout::PID);
+    let pid = blocking(move || {
+        let text = stasis_sys::path::read_limited(&pid_file, PID_FILE_MAX).unwrap_or_default();
+        Ok(String::from_utf8_lossy(&text).trim().parse().unwrap_or(0))
+    });
+    pid.await.unwrap_or(0)
+}
+
 impl Sandbox {
     async fn new(runtime: &ShimRuntime, id: &str, dir: &Path, endpoint: Endpoint) -> Self {
-        let pid_file = dir.join(layout::PID);
-        let pid = blocking(move || {
-            let text = stasis_sys::path::read_limited(&pid_file, PID_FILE_MAX).unwrap_or_default();
-            Ok(String::from_utf8_lossy(&text).trim().parse().unwrap_or(0))
-        });
-        let pid = pid.await.unwrap_or(0);
+        let pid = read_pid(dir).await;
         let connection = runtime.connection(endpoint);
         let (id, dir, runtime) = (id.to_owned(), dir.to_owned(), runtime.clone());
         Self(Arc::new(Inner { id, dir, pid, connection, exit: ExitWatch::default(), runtime }))
@@ -192,7 +228,7 @@ impl Sandbox {
         match self.call::<ShutdownSandboxResponse>("ShutdownSandbox", &request, SANDBOX_LIMIT).await {
             Ok(_) => {}
             Err(error) if error.is_shim_lost() => {
-                return clean(&self.0.runtime, &self.0.id, &self.0.dir).await;
+                return clean_dead(&self.0.runtime, &self.0.id, &self.0.dir).await;
             }
             Err(error) => return Err(error),
         }

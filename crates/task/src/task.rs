@@ -108,6 +108,14 @@ impl ShimTask {
         watch.wait(ask).await
     }
 
+    /// Waits for the end of the first process.
+    pub(crate) async fn wait_for_first(self: &Arc<Self>) -> Result<Exit> {
+        let pid = || self.pid.load(Ordering::Relaxed);
+        // The pid of a restored task is known only after its start; this is asked once, and possibly before.
+        let exit = self.wait("", &self.exit, pid()).await?;
+        Ok(Exit { pid: if exit.pid == 0 { pid() } else { exit.pid }, ..exit })
+    }
+
     async fn resize(&self, exec_id: &str, width: u32, height: u32) -> Result<()> {
         let request =
             ResizePtyRequest { id: self.id.clone(), exec_id: exec_id.into(), width, height, ..Default::default() };
@@ -158,9 +166,7 @@ impl Task for TaskHandle {
     }
 
     async fn wait(&self) -> Result<Exit> {
-        // The pid of a restored task is known only after its start; this is asked once, and possibly before.
-        let exit = self.task.wait("", &self.task.exit, self.pid()).await?;
-        Ok(Exit { pid: if exit.pid == 0 { self.pid() } else { exit.pid }, ..exit })
+        self.task.wait_for_first().await
     }
 
     async fn delete(&self) -> Result<Exit> {

@@ -48,6 +48,7 @@ with_each_shim!(
     a_daemon_that_comes_back_finds_its_tasks,
     a_dead_shim_is_told_and_cleaned_up_after,
     a_failed_create_leaves_nothing,
+    a_task_that_never_ran_can_be_deleted,
 );
 
 async fn wait_soon(task: &Arc<dyn Task>) -> stasis_task::Exit {
@@ -239,6 +240,35 @@ async fn a_failed_create_leaves_nothing(shim: Shim) {
     pod.end().await;
 }
 
+async fn a_task_that_never_ran_can_be_deleted(shim: Shim) {
+    let pod = Pod::start(shim).await;
+    let task = pod.create("c1", &["/bin/sleep", "1000"]).await.unwrap();
+    let exit = task.delete().await.unwrap();
+    assert_eq!(exit.status, 128 + KILL);
+    pod.end().await;
+}
+
+/// A shim that finds nobody to tell its events to holds up its own work.
+#[tokio::test]
+async fn shims_tell_when_memory_runs_out() {
+    let pod = Pod::start(Shim::RuncV2).await;
+    let (told, mut hear) = tokio::sync::mpsc::unbounded_channel();
+    let events = pod.runtime.serve_events(move |task_id| drop(told.send(task_id.to_owned()))).await.unwrap();
+    let eat = "x=0123456789abcdef; while :; do x=$x$x; done";
+    let mut opts = pod.opts("c1", &["/bin/sh", "-c", eat]);
+    let mut spec: serde_json::Value = serde_json::from_slice(&opts.spec).unwrap();
+    spec["linux"]["resources"] = serde_json::json!({"memory": {"limit": 16 << 20}});
+    opts.spec = spec.to_string().into_bytes();
+    let task = pod.runtime.create("c1", opts).await.unwrap();
+    task.start().await.unwrap();
+    assert_eq!(wait_soon(&task).await.status, 128 + KILL);
+    assert_eq!(timeout(SOON, hear.recv()).await.expect("the shim tells soon").as_deref(), Some("c1"));
+    task.delete().await.unwrap();
+    drop(events);
+    assert!(!pod.dir.path().join("stasis.sock.ttrpc").exists());
+    pod.end().await;
+}
+
 /// Grouped by a pod's annotation, tasks share a foreign shim too; it ends with the last of them.
 #[tokio::test]
 async fn tasks_of_a_foreign_shim_share_it() {
@@ -256,4 +286,60 @@ async fn tasks_of_a_foreign_shim_share_it() {
     assert_eq!(two.state().await.unwrap().status, Status::Stopped, "the shim still serves the other");
     two.delete().await.unwrap();
     pod.end().await;
+}
+
+/// The daemon may die between the start of a shim and the note of where it listens.
+#[tokio::test]
+async fn a_creation_that_was_cut_short_is_found_and_removed() {
+    let pod = Pod::start(Shim::RuncV2).await;
+    let task = pod.create("c1", &["/bin/sleep", "1000"]).await.unwrap();
+    fs::remove_file(task.bundle().join("bootstrap.json")).unwrap();
+    let later = pod.second_runtime();
+    assert_eq!(later.tasks(true).await.unwrap().len(), 1);
+    later.delete("c1").await.unwrap();
+    pod.end().await;
+}
+
+#[tokio::test]
+async fn a_sandbox_tells_its_end_from_its_loss() {
+    let (stopped, lost) = (Pod::start(Shim::Ours).await, Pod::start(Shim::Ours).await);
+    let sandbox = stopped.sandbox().clone();
+    let waiting = sandbox.clone();
+    let wait = tokio::spawn(async move { waiting.wait().await });
+    sandbox.ping().await.unwrap();
+    sandbox.stop().await.unwrap();
+    timeout(SOON, wait).await.expect("it ends soon").unwrap().expect("an end, not a loss");
+    stopped.end().await;
+
+    let waiting = lost.sandbox().clone();
+    let wait = tokio::spawn(async move { waiting.wait().await });
+    lost.kill_shim("").await;
+    let end = timeout(SOON, wait).await.expect("it ends soon").unwrap();
+    assert!(matches!(end, Err(Error::ShimLost(_))), "{end:?}");
+    let again = lost.second_runtime().connect_sandbox(&lost.id, &lost.pod_dir).await;
+    assert!(matches!(again, Err(Error::ShimLost(_))), "{again:?}");
+    lost.end().await;
+}
+
+#[tokio::test]
+async fn a_pods_shim_is_ended_in_whatever_state_it_is() {
+    for state in ["serving", "dead", "without a known address"] {
+        let pod = Pod::start(Shim::Ours).await;
+        let task = pod.create("c1", &["/bin/sleep", "1000"]).await.unwrap();
+        let pid = task.start().await.unwrap();
+        match state {
+            "dead" => pod.kill_shim("c1").await,
+            "without a known address" => fs::remove_file(pod.pod_dir.join("bootstrap.json")).unwrap(),
+            _ => {}
+        }
+        let later = pod.second_runtime();
+        later.clean_sandbox(&pod.id, &pod.pod_dir).await.unwrap();
+        later.clean_sandbox(&pod.id, &pod.pod_dir).await.expect("a second time is no error");
+        let connected = later.connect_sandbox(&pod.id, &pod.pod_dir).await;
+        assert!(matches!(connected, Err(Error::NotFound(_))), "{state}: {connected:?}");
+        until("the container is gone", || !fs::exists(format!("/proc/{pid}/root")).unwrap_or(false)).await;
+        // What the daemon knows of the task goes as that of any task whose shim is dead.
+        let _ = task.delete().await;
+        pod.end().await;
+    }
 }

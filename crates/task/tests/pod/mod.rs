@@ -145,6 +145,10 @@ impl Pod {
         record["address"].as_str().and_then(|address| address.strip_prefix("unix://")).unwrap().into()
     }
 
+    pub(crate) fn sandbox(&self) -> &Sandbox {
+        self.sandbox.as_ref().expect("only our shim serves a sandbox")
+    }
+
     /// The shim that serves a task.
     pub(crate) fn shim_pid(&self, task_id: &str) -> i32 {
         if let Some(sandbox) = &self.sandbox {
