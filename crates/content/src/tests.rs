@@ -37,7 +37,7 @@ fn a_blob_is_stored_under_its_known_digest() {
     assert!(store.content.has(&digest));
     assert_eq!(store.content.size(&digest).unwrap(), 3);
     assert_eq!(store.content.read(&digest, 3).unwrap(), b"abc");
-    assert_eq!(store.content.list().unwrap(), [digest.clone()]);
+    assert_eq!(store.content.list().unwrap(), std::slice::from_ref(&digest));
     store.content.verify(&digest).unwrap();
     assert_eq!(store.put(b"abc"), digest, "a second time is fine");
     assert_eq!(store.ingest_count(), 0);

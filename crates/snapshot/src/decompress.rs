@@ -13,8 +13,8 @@ const BUFFER_BYTES: usize = 256 << 10;
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// The uncompressed bytes of `source`.
-pub(crate) fn decompress<'a>(source: impl Read + 'a) -> Result<Box<dyn Read + 'a>> {
+/// The uncompressed bytes of `source`, whose compression is told by its beginning. A bomb ends with an error.
+pub fn decompress<'a>(source: impl Read + 'a) -> Result<Box<dyn Read + 'a>> {
     let read = Rc::new(Cell::new(0));
     let mut source = BufReader::with_capacity(BUFFER_BYTES, Counted { inner: source, read: read.clone() });
     let beginning = source.fill_buf().map_err(|source| Error::Read { source })?;

@@ -13,7 +13,8 @@
 //!
 //! Layers and snapshots appear and vanish by one rename; so after a crash at any moment each is there as a whole or not
 //! at all. A layer is flushed with one `syncfs(2)` before its rename: a layer that is there is complete even after the
-//! power failed. It knows nothing of images: which layers belong together, and which are needed no more, others say.
+//! power failed. Writable snapshots are not flushed, since their containers do not outlive the power; who finds one after
+//! a reboot removes it. It knows nothing of images: which layers belong together, and which are needed no more, others say.
 
 mod apply;
 mod decompress;
@@ -27,6 +28,7 @@ mod tar_reader;
 mod tar_writer;
 mod tree;
 
+pub use decompress::decompress;
 pub use delete::delete_paths;
 pub use diff::{DiffStats, write_diff, write_diff_filtered};
 pub use error::{Error, Result};

@@ -9,7 +9,7 @@ use crate::tree::{self, Usage};
 use crate::{LayerStats, overlay};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with, syncfs};
 use rustix::io::Errno;
-use stasis_sys::file::{random_id, sync_dir, write_atomic};
+use stasis_sys::file::{random_id, sync_dir};
 use stasis_sys::mount::{Mount, open_detached};
 use stasis_sys::path::{Root, read_limited};
 use std::ffi::OsStr;
@@ -66,10 +66,11 @@ impl Snapshots {
         let stats = tree::usage(&temporary.fs())?;
         let text = format!("{} {}\n", stats.bytes, stats.inodes);
         let file = temporary.0.join("usage");
-        write_atomic(&file, text.as_bytes(), 0o600).doing("writing", &file)?;
+        fs::write(&file, text).doing("writing", &file)?;
         temporary.flush()?;
         // Another one may have unpacked the same layer meanwhile; then this is as good as that.
         temporary.publish(&target)?;
+        sync_dir(&self.layers).doing("flushing", &self.layers)?;
         Ok(stats)
     }
 
@@ -83,7 +84,8 @@ impl Snapshots {
             make_dir(&temporary.work(), 0o711)?;
             let file = temporary.0.join("layers");
             let text: String = layers.iter().map(|layer| format!("{layer}\n")).collect();
-            write_atomic(&file, text.as_bytes(), 0o600).doing("writing", &file)?;
+            fs::write(&file, text).doing("writing", &file)?;
+            // Nothing is flushed: it is on the way of each start, and no container outlives the power.
             temporary.publish(&target)?;
         }
         if self.layers_below(key)? != layers {
@@ -279,12 +281,9 @@ impl Temporary {
     /// Gives it its name, if nobody has that yet.
     fn publish(&self, target: &Path) -> Result<()> {
         match renameat_with(CWD, &self.0, CWD, target, RenameFlags::NOREPLACE) {
-            Ok(()) => {}
-            Err(Errno::EXIST) => return Ok(()),
-            Err(error) => return Err(Error::io("naming", target, error)),
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(Error::io("naming", target, error)),
         }
-        let parent = target.parent().unwrap_or(target);
-        sync_dir(parent).doing("flushing", parent)
     }
 }
 

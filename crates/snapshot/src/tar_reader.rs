@@ -11,7 +11,7 @@ use crate::limits::{EXTENDED_HEADER_BYTES_MAX, Limits, NAME_BYTES_MAX, PATH_BYTE
 use std::ffi::OsString;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const BLOCK_BYTES: usize = 512;
 
@@ -146,30 +146,7 @@ impl<R: Read> TarReader<R> {
             value => value.map_err(|error| refuse(&error.to_string())),
         };
         let size = extended.size.map_or_else(|| number(&fields.size, header.entry_size()), Ok)?;
-        let link = || match extended.link.clone().or_else(|| header.link_name_bytes().map(|name| name.into_owned())) {
-            Some(link) if !link.is_empty() => checked_path(link),
-            _ => Err(refuse("the link has no target")),
-        };
-        let device = || -> Result<(u32, u32)> {
-            let part = |field: io::Result<Option<u32>>| field.ok().flatten().ok_or_else(|| refuse("no device number"));
-            Ok((part(header.device_major())?, part(header.device_minor())?))
-        };
-        let kind = match header.entry_type().as_byte() {
-            // Version 7 archives know no type for a directory but the slash at the end of its name.
-            b'0' | b'\0' if is_directory_by_name => Kind::Directory,
-            b'0' | b'\0' | b'7' => Kind::File(size),
-            b'1' => Kind::HardLink(link()?),
-            b'2' => Kind::Symlink(link()?),
-            b'3' => device().map(|(major, minor)| Kind::Char { major, minor })?,
-            b'4' => device().map(|(major, minor)| Kind::Block { major, minor })?,
-            b'5' => Kind::Directory,
-            b'6' => Kind::Fifo,
-            b'S' => return Err(refuse("sparse files are not allowed in layers")),
-            other => return Err(refuse(&format!("unknown type {:?}", char::from(other)))),
-        };
-        if size != 0 && !matches!(kind, Kind::File(_)) {
-            return Err(refuse("an entry that is no file has data"));
-        }
+        let kind = kind(header, &path, is_directory_by_name, extended.link, size)?;
         let id = |value: u64| match u32::try_from(value) {
             // The largest number means "leave it" to chown(2).
             Ok(value) if value != u32::MAX => Ok(value),
@@ -373,6 +350,41 @@ impl Time {
         }
         Some(Time { seconds, nanoseconds })
     }
+}
+
+fn kind(
+    header: &tar::Header,
+    path: &Path,
+    is_directory_by_name: bool,
+    long_link: Option<Vec<u8>>,
+    size: u64,
+) -> Result<Kind> {
+    let refuse = |reason: &str| Error::entry(path, reason);
+    let link = || match long_link.or_else(|| header.link_name_bytes().map(|name| name.into_owned())) {
+        Some(link) if !link.is_empty() => checked_path(link),
+        _ => Err(refuse("the link has no target")),
+    };
+    let device = || -> Result<(u32, u32)> {
+        let part = |field: io::Result<Option<u32>>| field.ok().flatten().ok_or_else(|| refuse("no device number"));
+        Ok((part(header.device_major())?, part(header.device_minor())?))
+    };
+    let kind = match header.entry_type().as_byte() {
+        // Version 7 archives know no type for a directory but the slash at the end of its name.
+        b'0' | b'\0' if is_directory_by_name => Kind::Directory,
+        b'0' | b'\0' | b'7' => Kind::File(size),
+        b'1' => Kind::HardLink(link()?),
+        b'2' => Kind::Symlink(link()?),
+        b'3' => device().map(|(major, minor)| Kind::Char { major, minor })?,
+        b'4' => device().map(|(major, minor)| Kind::Block { major, minor })?,
+        b'5' => Kind::Directory,
+        b'6' => Kind::Fifo,
+        b'S' => return Err(refuse("sparse files are not allowed in layers")),
+        other => return Err(refuse(&format!("unknown type {:?}", char::from(other)))),
+    };
+    if size != 0 && !matches!(kind, Kind::File(_)) {
+        return Err(refuse("an entry that is no file has data"));
+    }
+    Ok(kind)
 }
 
 /// GNU's long names end in a zero byte that counts.
