@@ -80,12 +80,12 @@ impl Container {
     fn start_log(&mut self, verb: &[&str], options: &[&str]) {
         let log = File::options().append(true).create(true).open(self.path("log")).unwrap();
         let mut cat = Command::new("/bin/cat").stdin(Stdio::piped()).stdout(log).spawn().unwrap();
-        let out = cat.stdin.take().unwrap();
+        let out = std::os::fd::OwnedFd::from(cat.stdin.take().unwrap());
         self.log = Some(cat);
         let mut runc = self.runc();
         runc.args(verb).arg("-d").arg("-b").arg(self.dir.path()).args(options).arg(&self.id);
-        let error = out.try_clone().map(std::os::fd::OwnedFd::from).unwrap();
-        let status = runc.stdin(Stdio::null()).stderr(error).stdout(std::os::fd::OwnedFd::from(out)).status().unwrap();
+        let error = out.try_clone().unwrap();
+        let status = runc.stdin(Stdio::null()).stderr(error).stdout(out).status().unwrap();
         assert!(status.success(), "runc {verb:?}: {status}: {}", fs::read_to_string(self.path("log")).unwrap());
     }
 
@@ -293,8 +293,9 @@ fn memory_and_writable_layer_come_back_as_of_one_instant() {
 fn what_criu_cannot_dump_is_explained_and_the_container_runs_on() {
     let mut container = Container::new("while :; do echo 1 > /count; usleep 2000; done");
     let file = File::create(container.path("host-file")).unwrap();
-    let status = container.runc().args(["run", "-d", "-b"]).arg(container.dir.path()).arg(&container.id);
-    let status = status.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file).status().unwrap();
+    let mut runc = container.runc();
+    runc.args(["run", "-d", "-b"]).arg(container.dir.path()).arg(&container.id);
+    let status = runc.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file).status().unwrap();
     assert!(status.success());
     container.log = None;
     let (events, last) = Worker::run(&container.job());
