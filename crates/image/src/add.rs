@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write as _};
+use std::io::{self, Read, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use stasis_registry::{Document, OCI_CONFIG, OCI_MANIFEST, Reference, sha256};
+use stasis_snapshot::decompress;
 
 use crate::assemble::{Names, Parts, Source};
 use crate::error::{Error, Result, content_error, io_error};
 use crate::image::{Blob, Image, digest};
 use crate::lease::Lease;
 use crate::progress::{Progress, Report};
-use crate::unpack::{Compression, compression_of, decompress, hex};
+use crate::unpack::{Compression, compression_of, hex};
 use crate::{Images, Inner, blocking};
 
 /// Bytes copied at once.
@@ -86,12 +87,8 @@ impl Inner {
     /// Takes a layer file into the store, without a copy if it is on the same file system, and finds its diff ID. Blocks.
     fn ingest_layer(&self, layer: &NewLayer, report: &Report) -> Result<(Blob, String)> {
         let path = layer.file.display();
-        let beginning = || -> io::Result<[u8; 4]> {
-            let mut beginning = [0; 4];
-            read_full(&mut File::open(&layer.file)?, &mut beginning)?;
-            Ok(beginning)
-        };
-        let compression = compression_of(&beginning().map_err(io_error(format!("read layer {path}")))?);
+        let look = || File::open(&layer.file).and_then(|file| compression_of(&file));
+        let compression = look().map_err(io_error(format!("read layer {path}")))?;
         report.whole("reading");
         let adopted = self.content.adopt(&layer.file, None).map_err(content_error(format!("store layer {path}")))?;
         let (digest, size) = (adopted.0.to_string(), adopted.1);
@@ -102,65 +99,45 @@ impl Inner {
         Ok((Blob { digest, size, media_type: layer.media_type.clone() }, diff_id))
     }
 
-    /// Copies a stream into the store. With `expected`, the digest is compared. Blocks. Says how the bytes are compressed.
+    /// Copies a stream into the store. With `expected`, the digest is compared. Blocks.
     pub(crate) fn ingest(
         &self,
-        mut from: impl Read,
+        from: &mut dyn Read,
         expected: Option<&str>,
         what: &str,
         progress: impl Fn(u64),
-    ) -> Result<(Blob, Compression)> {
+    ) -> Result<(String, u64)> {
         let doing = || format!("store {what}");
         let expected = expected.map(digest).transpose()?;
         let mut writer = self.content.writer().map_err(content_error(doing()))?;
         let mut buffer = vec![0; COPY_BYTES];
-        let mut compression = None;
-        let mut done = 0;
         loop {
-            let count = read_full(&mut from, &mut buffer).map_err(io_error(format!("read {what}")))?;
-            compression.get_or_insert_with(|| compression_of(&buffer[..count]));
-            if count == 0 {
-                break;
-            }
+            let count = match from.read(&mut buffer) {
+                Ok(0) => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                count => count.map_err(io_error(format!("read {what}")))?,
+            };
             writer.write_all(&buffer[..count]).map_err(io_error(doing()))?;
-            done += count as u64;
-            progress(done);
+            progress(writer.written());
         }
         let (digest, size) = writer.commit(expected.as_ref(), None).map_err(content_error(doing()))?;
-        let blob = Blob { digest: digest.to_string(), size, media_type: String::new() };
-        Ok((blob, compression.unwrap_or(Compression::None)))
+        Ok((digest.to_string(), size))
     }
 
     /// The digest of a compressed blob's content. Blocks.
     pub(crate) fn diff_id(&self, name: &str) -> Result<String> {
         let file = self.content.open_blob(&digest(name)?).map_err(content_error(format!("open layer {name}")))?;
-        let read = || -> io::Result<String> {
-            let (mut plain, _) = decompress(BufReader::with_capacity(COPY_BYTES, file))?;
-            let mut hash = Sha256::new();
-            let mut buffer = vec![0; COPY_BYTES];
-            loop {
-                match plain.read(&mut buffer)? {
-                    0 => return Ok(hex(hash)),
-                    count => hash.update(&buffer[..count]),
-                }
+        let failed = |reason: String| Error::Layer { digest: name.to_owned(), reason, full: false };
+        let mut plain = decompress(file).map_err(|e| failed(e.to_string()))?;
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; COPY_BYTES];
+        loop {
+            match plain.read(&mut buffer).map_err(|e| failed(e.to_string()))? {
+                0 => return Ok(hex(hash)),
+                count => hash.update(&buffer[..count]),
             }
-        };
-        read().map_err(|e| Error::Layer { digest: name.to_owned(), reason: e.to_string(), full: false })
-    }
-}
-
-/// Fills the buffer as far as the stream goes.
-fn read_full(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match from.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
         }
     }
-    Ok(filled)
 }
 
 /// A configuration with these diff IDs.

@@ -112,8 +112,12 @@ impl Inner {
         })
         .await?;
         self.layers(&mut record, diff_ids, lease, report, source).await?;
+        let before = self.store.list().iter().find(|image| image.id == record.config.digest).cloned();
         let image = self.store.put(record, config_json).await?;
-        lease.succeeded();
+        // The same image by another manifest: the old one is left to collect.
+        if before.is_none_or(|before| before.record.target == image.record.target) {
+            lease.succeeded();
+        }
         Ok(image)
     }
 

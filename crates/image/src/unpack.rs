@@ -3,20 +3,19 @@
 //! The diff ID is compared at the end of the stream, inside the reader that the applier reads to its end before it commits:
 //! a layer is never to be seen under a chain ID that its content does not have.
 
-use std::io::{self, BufRead, BufReader, Read};
-use std::sync::Arc;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest as _, Sha256};
-use stasis_snapshot::LayerStats;
+use stasis_snapshot::{LayerStats, decompress};
 
 use crate::Inner;
 use crate::error::{Error, Result, content_error, is_full};
 use crate::image::{Blob, digest};
 use crate::progress::Report;
 
-/// Bytes read from a blob, or out of a decompressor, at once.
-const BUFFER_BYTES: usize = 256 << 10;
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 
@@ -30,24 +29,25 @@ pub(crate) struct Task {
 }
 
 /// Unpacks a layer whose blob is in the store. Blocks. Ends soon after `cancelled` is set, and then leaves nothing.
-pub(crate) fn unpack(inner: &Inner, task: &Task, report: &Report, cancelled: &Arc<AtomicBool>) -> Result<LayerStats> {
+pub(crate) fn unpack(inner: &Inner, task: &Task, report: &Report, cancelled: &AtomicBool) -> Result<LayerStats> {
     let name = &task.blob.digest;
+    let failed = |error: &(dyn std::error::Error + 'static)| Error::Layer {
+        digest: name.clone(),
+        reason: error.to_string(),
+        full: is_full(error),
+    };
     let apply = |layer: &mut dyn Read| {
-        inner.snapshots.apply_layer(&task.chain_id, layer, &task.parents).map_err(|e| Error::Layer {
-            digest: name.clone(),
-            reason: e.to_string(),
-            full: is_full(&e),
-        })
+        inner.snapshots.apply_layer(&task.chain_id, layer, &task.parents).map_err(|e| failed(&e))
     };
     if inner.snapshots.has_layer(&task.chain_id) {
         // One that is there is not read again.
         return apply(&mut io::empty());
     }
     let file = inner.content.open_blob(&digest(name)?).map_err(content_error(format!("open layer {name}")))?;
-    let counted = Counted { inner: file, done: 0, task, report, cancelled: cancelled.clone() };
-    let mut failed = |e: io::Error| Error::Layer { digest: name.clone(), reason: e.to_string(), full: is_full(&e) };
-    let (plain, compression) = decompress(BufReader::with_capacity(BUFFER_BYTES, counted)).map_err(&mut failed)?;
-    // An uncompressed blob's own digest, which was verified when it was stored, is its diff ID.
+    let compression = compression_of(&file).map_err(|e| failed(&e))?;
+    let counted = Counted { inner: file, done: 0, task, report, cancelled };
+    let plain = decompress(counted).map_err(|e| failed(&e))?;
+    // A blob that is not compressed is its own content, and was hashed when it was stored.
     let known = compression == Compression::None && task.diff_id == *name;
     let hash = (!known).then(Sha256::new);
     apply(&mut Verified { inner: plain, expected: task.diff_id.clone(), hash, finished: false })
@@ -61,28 +61,18 @@ pub(crate) enum Compression {
     Zstd,
 }
 
-/// The compression of bytes, by how they begin. Media types are no help: Docker's archives call everything a tar.
-pub(crate) fn compression_of(beginning: &[u8]) -> Compression {
-    if beginning.starts_with(GZIP_MAGIC) {
+/// The compression of a file, by how it begins. Media types are no help: Docker's archives call everything a tar.
+pub(crate) fn compression_of(file: &File) -> io::Result<Compression> {
+    let mut beginning = [0; 4];
+    let count = file.read_at(&mut beginning, 0)?;
+    let beginning = &beginning[..count];
+    Ok(if beginning.starts_with(GZIP_MAGIC) {
         Compression::Gzip
     } else if beginning.starts_with(ZSTD_MAGIC) {
         Compression::Zstd
     } else {
         Compression::None
-    }
-}
-
-/// The bytes behind gzip, zstd or nothing.
-pub(crate) fn decompress<'a>(
-    mut from: impl BufRead + Send + 'a,
-) -> io::Result<(Box<dyn Read + Send + 'a>, Compression)> {
-    let compression = compression_of(from.fill_buf()?);
-    let plain: Box<dyn Read + Send + 'a> = match compression {
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(from)),
-        Compression::Zstd => Box::new(zstd::Decoder::with_buffer(from)?),
-        Compression::None => Box::new(from),
-    };
-    Ok((plain, compression))
+    })
 }
 
 /// Reports how much of a blob was read, and stops when the operation was given up.
@@ -91,7 +81,7 @@ struct Counted<'a, R> {
     done: u64,
     task: &'a Task,
     report: &'a Report,
-    cancelled: Arc<AtomicBool>,
+    cancelled: &'a AtomicBool,
 }
 
 impl<R: Read> Read for Counted<'_, R> {
@@ -155,22 +145,5 @@ mod tests {
         assert_eq!(read(stasis_registry::sha256(b"content")).expect("the right digest"), 7);
         let error = read(stasis_registry::sha256(b"other")).expect_err("the wrong digest");
         assert!(error.to_string().contains("diff ID"), "{error}");
-    }
-
-    #[test]
-    fn compression_is_known_by_its_magic() {
-        use std::io::Write as _;
-        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        gzip.write_all(b"hello").expect("gzip");
-        let gzip = gzip.finish().expect("gzip");
-        let zstd = zstd::encode_all(&b"hello"[..], 1).expect("zstd");
-        for (bytes, expected) in
-            [(gzip, Compression::Gzip), (zstd, Compression::Zstd), (b"hello".to_vec(), Compression::None)]
-        {
-            let (mut plain, compression) = decompress(&bytes[..]).expect("stream");
-            let mut text = String::new();
-            plain.read_to_string(&mut text).expect("text");
-            assert_eq!((text.as_str(), compression), ("hello", expected));
-        }
     }
 }

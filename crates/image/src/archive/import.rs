@@ -19,7 +19,7 @@ use crate::error::{Error, Kind, Result, is_full};
 use crate::image::{Blob, CONFIG_BYTES_MAX, Image, digest};
 use crate::lease::Lease;
 use crate::progress::{Progress, Report};
-use crate::unpack::Compression;
+use crate::unpack::{Compression, compression_of};
 use crate::{Images, Inner, blocking};
 
 /// Most documents (files that are no blobs and no layers) that are held in memory.
@@ -173,8 +173,8 @@ impl Archive {
             }
             (Part::Layer, Member::File(from, size)) => {
                 let progress = |done| report.blob(name, "reading", done, size);
-                let (blob, compression) = self.inner.ingest(from, None, &format!("layer {name}"), progress)?;
-                self.layers.insert(name.to_owned(), Blob { media_type: layer_type(compression).to_owned(), ..blob });
+                let (digest, _) = self.inner.ingest(from, None, &format!("layer {name}"), progress)?;
+                self.layers.insert(name.to_owned(), self.stored_layer(&digest)?);
             }
             (Part::Layer, Member::Link(target)) => {
                 if self.links.len() >= DOCUMENTS_MAX {
@@ -332,11 +332,9 @@ impl Archive {
         self.need(name, "its manifest.json")?;
         let parsed = digest(name)?;
         let open = crate::error::content_error(format!("open layer {name}"));
-        let mut file = self.inner.content.open_blob(&parsed).map_err(open)?;
-        let mut beginning = [0; 4];
-        let mut look = || -> io::Result<(u64, usize)> { Ok((file.metadata()?.len(), file.read(&mut beginning)?)) };
-        let (size, count) = look().map_err(crate::error::io_error(format!("read layer {name}")))?;
-        let compression = crate::unpack::compression_of(&beginning[..count]);
+        let file = self.inner.content.open_blob(&parsed).map_err(open)?;
+        let look = || Ok((file.metadata()?.len(), compression_of(&file)?));
+        let (size, compression) = look().map_err(crate::error::io_error(format!("read layer {name}")))?;
         Ok(Blob { digest: name.to_owned(), size, media_type: layer_type(compression).to_owned() })
     }
 }

@@ -6,13 +6,11 @@
 //! is kept as a link between names.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, fstat};
 use stasis_sys::path::{Root, open_beneath};
-
-use crate::unpack::decompress;
 
 /// Most members of an archive.
 const MEMBERS_MAX: usize = 100_000;
@@ -20,8 +18,6 @@ const MEMBERS_MAX: usize = 100_000;
 const DEPTH_MAX: usize = 3;
 /// Most bytes of an extension header that is looked at.
 const EXTENSION_BYTES_MAX: u64 = 64 << 10;
-/// Bytes read at once.
-const BUFFER_BYTES: usize = 256 << 10;
 
 /// What a member is.
 pub(crate) enum Member<'a> {
@@ -52,7 +48,7 @@ fn each_in_tar<E: From<io::Error>>(
     file: File,
     each: &mut impl FnMut(&str, Member<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
-    let (plain, _) = decompress(BufReader::with_capacity(BUFFER_BYTES, file))?;
+    let plain = stasis_snapshot::decompress(file).map_err(|e| refuse(&e.to_string()))?;
     let mut archive = tar::Archive::new(plain);
     let mut count = 0;
     for entry in archive.entries()?.raw(true) {

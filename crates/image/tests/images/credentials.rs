@@ -3,7 +3,7 @@
 use stasis_image::{Auth, Kind};
 
 use crate::build::{image, plain_layer};
-use crate::fixtures::{Node, RegistryServer};
+use crate::fixtures::{Node, RegistryServer, tls_file};
 use crate::http::{Answer, Server, serve_image};
 
 fn password(password: &str) -> Auth {
@@ -139,4 +139,30 @@ async fn an_upload_elsewhere_carries_no_credentials() {
     assert!(
         registry.requests().iter().any(|request| request.method == "PUT" && request.header("authorization").is_some())
     );
+}
+
+/// Pulls over TLS with these lines in the registry's `hosts.toml`.
+async fn pull_by_tls(host: &str, lines: &str) -> Result<(), stasis_image::Error> {
+    let hosts = tempfile::tempdir().unwrap();
+    std::fs::create_dir(hosts.path().join(host)).unwrap();
+    std::fs::write(hosts.path().join(host).join("hosts.toml"), format!("server = \"https://{host}\"\n{lines}"))
+        .unwrap();
+    let node = Node::with(|config| config.registry.hosts_dir = Some(hosts.path().to_owned()));
+    // The registry is empty: reaching it is all that is to be shown.
+    let error = node.pull(&format!("{host}/tls:1")).await.expect_err("nothing is there");
+    if error.kind() == Kind::NotFound { Ok(()) } else { Err(error) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_checked() {
+    let registry = RegistryServer::with_tls();
+    let ca = tls_file("ca").display().to_string();
+    pull_by_tls(&registry.host(), &format!("ca = {ca:?}")).await.expect("a known authority");
+    pull_by_tls(&registry.host(), "skip_verify = true").await.expect("no verification");
+    let error = pull_by_tls(&registry.host(), "").await.expect_err("an unknown authority");
+    assert_eq!(error.kind(), Kind::Unavailable);
+    let text = error.to_string();
+    assert!(text.contains("certificate") && text.contains("name it in its hosts.toml"), "{text}");
+    let error = pull_by_tls(&registry.host(), "ca = \"/no/such/file\"").await.expect_err("no such file");
+    assert!(error.to_string().contains("/no/such/file"), "{error}");
 }

@@ -4,7 +4,7 @@ use stasis_image::Kind;
 use stasis_registry::{OCI_CONFIG, OCI_MANIFEST, sha256};
 
 use crate::build::{Built, Layer, image, noise, plain_layer, push_index, tar, with_config};
-use crate::fixtures::{BreakingProxy, Node, RegistryServer, Reports, eventually};
+use crate::fixtures::{BreakingProxy, Node, RegistryServer, Reports, eventually, open};
 use crate::http::{Answer, Request, Server};
 
 fn small() -> Built {
@@ -185,4 +185,40 @@ async fn a_pull_that_is_given_up_leaves_nothing() {
     pull.abort();
     assert!(pull.await.unwrap_err().is_cancelled());
     node.assert_empty();
+}
+
+/// A small file system, unmounted when dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new(bytes: u64) -> SmallDisk {
+        let disk = SmallDisk(tempfile::tempdir().unwrap());
+        stasis_sys::mount::tmpfs(disk.0.path(), bytes, 0o700, &[]).expect("mount a tmpfs, as root");
+        disk
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = stasis_sys::mount::unmount_all_below(self.0.path());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_said_to_be_full_and_is_free_again() {
+    let built = image(&[plain_layer(&[("big", &noise(8, 6 << 20))])], "full");
+    let server = Server::of_image(&built, |_| None);
+    // Too small for the blob; large enough for the blob, too small for the unpacked layer.
+    for megabytes in [4, 9] {
+        let disk = SmallDisk::new(megabytes << 20);
+        let images = open(disk.0.path(), |_| {}).expect("open the images");
+        let free = stasis_sys::file::available_bytes(disk.0.path()).unwrap();
+        let error = images.pull(&format!("{}/full:1", server.host()), None, |_| {}).await.expect_err("no space");
+        assert_eq!(error.kind(), Kind::ResourceExhausted, "{error}");
+        assert!(error.to_string().contains("No space left"), "{error}");
+        assert!(images.list().is_empty());
+        eventually("the space is free again", || {
+            stasis_sys::file::available_bytes(disk.0.path()).unwrap() + 4096 >= free
+        });
+    }
 }

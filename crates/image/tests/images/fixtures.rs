@@ -31,6 +31,13 @@ impl RegistryServer {
         RegistryServer::with_config("auth:\n  htpasswd:\n    realm: test\n    path: {dir}/htpasswd\n")
     }
 
+    /// One that speaks TLS with a certificate of `tls/ca.pem`.
+    pub(crate) fn with_tls() -> RegistryServer {
+        let files = tls_file("server").with_extension("");
+        let files = files.display();
+        RegistryServer::with_config(&format!("  tls:\n    certificate: {files}.pem\n    key: {files}.key\n"))
+    }
+
     fn with_config(extra: &str) -> RegistryServer {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
@@ -71,6 +78,11 @@ impl Drop for RegistryServer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A certificate of the tests: `ca` or `server`. They are valid for a hundred years and for 127.0.0.1 only.
+pub(crate) fn tls_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images/tls").join(name).with_extension("pem")
 }
 
 fn engine(name: &str) -> PathBuf {
