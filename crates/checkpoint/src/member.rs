@@ -147,8 +147,12 @@ impl Member {
         }
     }
 
-    /// Members are written in ascending order of this; equal ones in order of their names.
-    pub(crate) fn rank(&self) -> usize {
+    /// Where it comes in an archive: members are written in ascending order of this.
+    pub fn order(&self) -> (usize, String) {
+        (self.rank(), self.name().into_owned())
+    }
+
+    fn rank(&self) -> usize {
         let at = FILES.iter().position(|(_, file)| file == self).unwrap_or_default();
         match self {
             Self::ImageDir => 100,

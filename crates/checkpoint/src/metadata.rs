@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{Read, Seek};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
@@ -13,7 +12,7 @@ use crate::error::{Doing, Error, Result};
 use crate::json;
 use crate::limits;
 use crate::member::{Dialect, Member};
-use crate::reader::{ArchiveReader, Compression, Source};
+use crate::reader::{ArchiveReader, Source};
 use crate::schema::{ConfigDump, ContainerStatus};
 
 /// Who the container was, as the archive claims.
@@ -70,7 +69,7 @@ impl Survey {
     pub(crate) fn of_dir(dir: &Path, wanted: &[Member]) -> Result<Self> {
         let root = Root::open(dir).doing_to("open", dir)?;
         let mut survey = Self::default();
-        survey.add_dir(&root, dir, "")?;
+        survey.add_dir(dir, "")?;
         for member in wanted {
             if let Some(size) = survey.size(member).filter(|size| *size <= limits::DECODED_IMAGE_MAX) {
                 let content = root.read(Path::new(&*member.name()), size.max(1));
@@ -81,7 +80,7 @@ impl Survey {
     }
 
     /// Adds the entries of `below` (empty, or a directory member's name and a slash).
-    fn add_dir(&mut self, root: &Root, dir: &Path, below: &str) -> Result<()> {
+    fn add_dir(&mut self, dir: &Path, below: &str) -> Result<()> {
         for entry in fs::read_dir(dir.join(below)).doing_to("list", dir)? {
             let entry = entry.doing_to("list", dir)?;
             let name = format!("{below}{}", entry.file_name().to_string_lossy());
@@ -90,7 +89,7 @@ impl Survey {
             let member = Member::parse(&name).ok_or_else(|| refuse("belongs to no checkpoint of a container"))?;
             if kind.is_dir() && member.is_dir() {
                 self.sizes.push((member, 0));
-                self.add_dir(root, dir, &format!("{name}/"))?;
+                self.add_dir(dir, &format!("{name}/"))?;
             } else if kind.is_file() && !member.is_dir() {
                 let size = entry.metadata().doing_to("look at", &entry.path())?.len();
                 if size > member.size_max() {
@@ -154,17 +153,4 @@ pub(crate) fn open_in(root: &Root, member: &Member) -> Result<Option<File>> {
         return Err(Error::refused(format!("{name} is not a regular file")));
     }
     Ok(Some(file))
-}
-
-/// How a layer is compressed, by its first bytes; the file is at its start again. An empty one is an empty layer.
-pub(crate) fn layer_compression(file: &mut File) -> Result<Compression> {
-    let mut start = Vec::new();
-    file.rewind().doing("read rootfs-diff.tar")?;
-    Read::by_ref(file).take(4).read_to_end(&mut start).doing("read rootfs-diff.tar")?;
-    file.rewind().doing("read rootfs-diff.tar")?;
-    Ok(match &start[..] {
-        [0x1f, 0x8b, ..] => Compression::Gzip,
-        [0x28, 0xb5, 0x2f, 0xfd] => Compression::Zstd,
-        _ => Compression::None,
-    })
 }

@@ -12,8 +12,7 @@ use crate::error::{Doing, Error, Result};
 use crate::json;
 use crate::limits;
 use crate::member::{IMAGE_DIR, Member};
-use crate::metadata::{ArchiveMetadata, IDENTITY, Survey, layer_compression, open_in};
-use crate::reader::Compression;
+use crate::metadata::{ArchiveMetadata, IDENTITY, Survey, open_in};
 
 /// Mounts that every Kubernetes runtime makes by itself, so a request need not have them.
 const PROVIDED: [&str; 8] = [
@@ -119,22 +118,12 @@ impl RestoreSource {
         json::parse_as("deleted.files", &content)
     }
 
-    /// The writable layer as an uncompressed tar, with `.wh.` entries in it if the dialect has them.
+    /// The writable layer: a tar, plain, gzip or zstd, with `.wh.` entries in it if the dialect has them.
     ///
     /// # Errors
     /// If it cannot be opened; that there is none is no error.
-    pub fn open_layer(&self) -> Result<Option<Box<dyn Read>>> {
-        let Some(mut file) = open_in(&self.root()?, &Member::RootfsDiff)? else { return Ok(None) };
-        let compression = layer_compression(&mut file)?;
-        Ok(Some(match compression {
-            Compression::None => Box::new(file),
-            Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(file)),
-            Compression::Zstd => {
-                let mut decoder = zstd::stream::read::Decoder::new(file).doing("read rootfs-diff.tar")?;
-                decoder.window_log_max(limits::ZSTD_WINDOW_LOG_MAX).doing("read rootfs-diff.tar")?;
-                Box::new(decoder)
-            }
-        }))
+    pub fn open_layer(&self) -> Result<Option<File>> {
+        open_in(&self.root()?, &Member::RootfsDiff)
     }
 
     fn root(&self) -> Result<Root> {

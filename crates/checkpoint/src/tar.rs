@@ -56,6 +56,21 @@ pub(crate) fn encode(name: &str, size: u64, is_dir: bool, mtime: u64) -> Result<
     Ok(block)
 }
 
+/// An extended header that says nothing: a comment of `length` bytes, which is a multiple of [`BLOCK`] and at least two of
+/// them. It moves what follows to a place in the archive.
+pub(crate) fn filler(length: usize, mtime: u64) -> Result<Vec<u8>> {
+    let content = length - BLOCK;
+    let mut filler = encode("padding", content as u64, false, mtime)?;
+    filler[156] = b'x';
+    let sum = checksum(&filler);
+    filler[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut filler = filler.to_vec();
+    filler.extend(format!("{content} comment=").as_bytes());
+    filler.resize(length - 1, b' ');
+    filler.push(b'\n');
+    Ok(filler)
+}
+
 /// Reads the next header and what belongs to it; none at the end of the archive.
 ///
 /// # Errors
@@ -246,6 +261,17 @@ mod tests {
     #[test]
     fn padding_fills_the_last_block() {
         assert_eq!([0, 1, 511, 512, 513].map(padding), [0, 511, 1, 0, 511]);
+    }
+
+    #[test]
+    fn a_filler_changes_nothing_but_the_place() {
+        for length in [2 * BLOCK, 7 * BLOCK, 9 * BLOCK] {
+            let mut bytes = filler(length, 0).unwrap();
+            assert_eq!(bytes.len(), length);
+            bytes.extend(encode("config.dump", 5, false, 0).unwrap());
+            let read = read_header(&mut &bytes[..]).unwrap().unwrap();
+            assert_eq!(read, Header { name: "config.dump".to_owned(), size: 5, is_dir: false });
+        }
     }
 
     #[test]

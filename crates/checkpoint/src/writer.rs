@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::direct::DirectWriter;
+use crate::direct::{ALIGNMENT, DirectWriter};
 use crate::error::{Doing, Error, Result};
 use crate::member::Member;
 use crate::tar;
@@ -18,7 +18,10 @@ const RANDOM_DIGITS: usize = 12;
 /// So much of the name goes into a temporary one: with digits and suffix it stays under the usual 255 bytes.
 const PARTIAL_NAME_MAX: usize = 200;
 
-/// Writes the members of an archive, in the order of [`Member`]'s ranks. Until [`ArchiveWriter::finish`] there is only a
+/// Content of this size and more starts at a whole block, so that it can go to the device straight from memory.
+const ALIGNED_FROM: u64 = 4 << 20;
+
+/// Writes the members of an archive, in the order of [`Member::order`]. Until [`ArchiveWriter::finish`] there is only a
 /// file `<name>.<random>.partial` in the same directory, which is removed when the writer is dropped.
 #[derive(Debug)]
 pub struct ArchiveWriter {
@@ -114,14 +117,31 @@ impl ArchiveWriter {
     }
 
     fn header(&mut self, member: &Member, size: u64) -> Result<()> {
-        let rank = (member.rank(), member.name().into_owned());
+        let rank = member.order();
         if rank <= self.rank && !self.rank.1.is_empty() {
             return Err(Error::malformed(member, format!("it comes after {}", self.rank.1)));
         }
-        let header = tar::encode(&rank.1, size, member.is_dir(), self.mtime)?;
+        let mut header = Vec::new();
+        if size >= ALIGNED_FROM {
+            // Behind its header the content starts at a whole block of the device.
+            header = self.filler()?;
+        }
+        header.extend(tar::encode(&rank.1, size, member.is_dir(), self.mtime)?);
         self.out()?.write_all(&header).doing_to("write", &self.partial.clone())?;
         self.rank = rank;
         Ok(())
+    }
+
+    /// What has to be before a header so that the content behind it is aligned.
+    fn filler(&mut self) -> Result<Vec<u8>> {
+        let mtime = self.mtime;
+        let behind = self.out()?.position() as usize % ALIGNMENT + tar::BLOCK;
+        match behind.next_multiple_of(ALIGNMENT) - behind {
+            0 => Ok(Vec::new()),
+            // One block is too short for a filler.
+            tar::BLOCK => tar::filler(tar::BLOCK + ALIGNMENT, mtime),
+            length => tar::filler(length, mtime),
+        }
     }
 
     fn end_member(&mut self) -> Result<()> {
@@ -156,8 +176,6 @@ impl Write for ArchiveWriter {
 
 impl Drop for ArchiveWriter {
     fn drop(&mut self) {
-        // First the thread that writes, then the file.
-        self.out = None;
         match fs::remove_file(&self.partial) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 // Nobody is left to tell; whoever lists the directory sees the suffix.

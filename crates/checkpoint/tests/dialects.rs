@@ -1,4 +1,5 @@
 //! Archives of the three dialects are read, inspected, unpacked and opened for a restore.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

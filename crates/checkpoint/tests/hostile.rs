@@ -1,4 +1,5 @@
 //! Archives of a hostile party: each is refused with a reason, and leaves nothing behind.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

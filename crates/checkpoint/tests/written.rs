@@ -1,4 +1,5 @@
 //! What is written: names, order, atomicity, members of a container, and the image.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
@@ -100,6 +101,30 @@ fn gnu_tar_lists_exactly_the_members_in_order() {
 }
 
 #[test]
+fn large_content_is_aligned_and_read_by_gnu_tar() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory: Vec<u8> = (0..5 << 20).map(|at: u32| (at >> 9) as u8).collect();
+    // Each of the eight places in a block at which a header can end up.
+    for before in 0..8 {
+        let path = dir.path().join("a.tar");
+        let mut writer = ArchiveWriter::create(&path, 0).unwrap();
+        writer.add(&Member::ConfigDump, &vec![b'{'; 512 * before]).unwrap();
+        writer.add(&Member::Image("pages-1.img".to_owned()), &memory).unwrap();
+        writer.add(&Member::Image("pages-2.img".to_owned()), &memory[1..]).unwrap();
+        writer.finish().unwrap();
+        let bytes = fs::read(&path).unwrap();
+        assert!(bytes.chunks(4096).any(|block| memory.starts_with(block)), "aligned");
+        let output = Command::new("tar").arg("-xOf").arg(&path).arg("checkpoint/pages-1.img").output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty() && output.stdout == memory);
+        let output = Command::new("tar").arg("-tf").arg(&path).output().unwrap();
+        assert_eq!(output.stdout, b"config.dump\ncheckpoint/\ncheckpoint/pages-1.img\ncheckpoint/pages-2.img\n");
+        let target = dir.path().join(before.to_string());
+        stasis_checkpoint::extract(File::open(&path).unwrap(), &target).unwrap();
+        assert!(fs::read(target.join("checkpoint/pages-2.img")).unwrap() == memory[1..]);
+    }
+}
+
+#[test]
 fn our_own_reader_reads_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = archive(dir.path(), Profile::Containerd);
@@ -135,9 +160,11 @@ fn members_out_of_order_too_long_or_too_short_are_errors() {
     writer.add(&Member::SpecDump, b"{}").unwrap();
     assert!(writer.add(&Member::ConfigDump, b"{}").unwrap_err().to_string().contains("after spec.dump"));
     assert!(new().add_from(&Member::DumpLog, 10, &b"short"[..]).is_err());
+    drop(writer);
     let mut writer = new();
     writer.begin(&Member::ConfigDump, 2).unwrap();
     assert!(writer.write_all(b"{} ").is_err());
+    drop(writer);
     let missing = ArchiveWriter::create(Path::new("/no/such/dir/a.tar"), 0).unwrap_err().to_string();
     assert!(missing.contains("/no/such/dir"), "{missing}");
     assert_eq!(names(dir.path()), Vec::<String>::new());

@@ -25,8 +25,8 @@ pub(crate) struct Output {
 impl Output {
     /// The last line that says something, for an error.
     pub(crate) fn last_line(&self) -> String {
-        let lines = self.stderr.lines().chain(self.stdout.lines()).map(str::trim);
-        lines.filter(|line| !line.is_empty()).last().map_or_else(|| self.status.to_string(), str::to_owned)
+        let mut lines = self.stderr.lines().chain(self.stdout.lines()).map(str::trim);
+        lines.rfind(|line| !line.is_empty()).map_or_else(|| self.status.to_string(), str::to_owned)
     }
 }
 

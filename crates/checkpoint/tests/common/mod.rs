@@ -1,5 +1,5 @@
 //! Archives for tests, built by the `tar` crate so that they do not depend on the code under test.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::fs::File;
 use std::io::{Seek, Write};

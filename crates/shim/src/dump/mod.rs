@@ -1,0 +1,196 @@
+//! The checkpoint worker: a process of its own that freezes a container, copies it, lets it go, and writes the archive.
+//!
+//! ```text
+//! before    tmpfs of its own · memory reserved and touched · FIFOs for the pages · runc and CRIU started, held at a gate
+//! frozen    freezer · gate opened · CRIU dumps into the FIFOs, they are drained into memory · writable layer copied
+//! after     thaw · compress, write past the page cache, fsync, rename
+//! ```
+//!
+//! What can be done before or after the freeze is not done inside it. CRIU streams its pages with nothing changed in it: it
+//! opens `pages-N.img` for writing, and what lies there is a FIFO.
+//!
+//! The worker is told what to do by one JSON document on its standard input and says how it goes by JSON lines on its
+//! standard output. It runs in a mount namespace of its own, so everything it mounts ends with it. However it ends, it
+//! thaws first; if it is killed, the shim thaws.
+
+mod archive;
+mod drain;
+mod engine;
+mod estimate;
+mod frozen;
+mod gate;
+mod job;
+mod layer;
+mod stop;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use rustix::process::{Signal, setpriority_process};
+use stasis_cgroup::{Cgroup, Cgroups, Mode};
+use stasis_criu::{NetworkLock, OperationConfig, kdat};
+use stasis_shim_api::{CheckpointReport, Reason, ShimError};
+use stasis_sys::{mount, process, thread};
+
+use archive::Parts;
+use drain::Drain;
+use engine::Engine;
+use estimate::Estimate;
+use frozen::Frozen;
+use gate::Gate;
+use job::{Event, Job, internal};
+use layer::Layer;
+use stop::Stop;
+
+/// Entry of the worker process.
+pub(crate) fn main() -> ExitCode {
+    let started = Instant::now();
+    let outcome = Job::read().and_then(|job| run(&job, started));
+    match outcome {
+        Ok(report) => {
+            job::emit(&Event::Done { report });
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            job::emit(&Event::Error { error });
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(job: &Job, started: Instant) -> Result<CheckpointReport, ShimError> {
+    let stop = Stop::new(started, job.request.timeout_ms)?;
+    let cgroups = Cgroups::probe().map_err(internal)?;
+    let cgroup = cgroups.at(&job.cgroup);
+    let work = prepare(job)?;
+    let estimate = Estimate::of(&cgroup)?;
+    estimate.check_space(&job.request.archive)?;
+    let gate = Gate::close(&job.bundle, &work.gate)?;
+    let mut engine = Engine::start(job, &work, cgroup_mode(job, cgroups.mode()))?;
+    let drain = Drain::start(&work.images, &estimate, &job.request.archive)?;
+    // CRIU has started meanwhile and waits for its configuration.
+    let open = match gate.wait(&mut engine, &stop)? {
+        Some(open) => open,
+        None => return Err(engine.failure(&work.logs)),
+    };
+    let frozen = Frozen::freeze(&cgroup)?;
+    let layer = Layer::start(&job.request.upper, &job.request.archive);
+    open.let_through(&config(job).text().map_err(internal)?)?;
+    engine.finish(&stop, &work.logs)?;
+    let layer = layer.finish();
+    let log_bytes = job.request.log.as_deref().map_or(0, archive::log_size);
+    let drained = drain.finish()?;
+    frozen.check(&cgroup)?;
+    let hold = if job.request.leave_running {
+        frozen.thaw()?;
+        None
+    } else {
+        Some(frozen)
+    };
+    let parts = Parts { layer: layer?, drained, log_bytes };
+    finish(job, &work, parts, &stop, hold, &cgroup, started)
+}
+
+/// Writes the archive while the container runs again, or before it is ended.
+fn finish(
+    job: &Job,
+    work: &Work,
+    parts: Parts,
+    stop: &Stop,
+    hold: Option<Frozen>,
+    cgroup: &Cgroup,
+    started: Instant,
+) -> Result<CheckpointReport, ShimError> {
+    let _ = setpriority_process(None, 0);
+    let written = archive::write(job, work, parts, stop)?;
+    if let Some(hold) = hold {
+        // Not one instruction runs after the checkpoint.
+        cgroup.kill_all().map_err(internal)?;
+        hold.thaw()?;
+    }
+    Ok(CheckpointReport {
+        frozen_us: frozen::last_us(),
+        total_us: job::micros(started.elapsed()),
+        archive_bytes: written.bytes,
+        pages_written: written.pages,
+    })
+}
+
+/// Where the worker keeps things, all below one tmpfs.
+struct Work {
+    images: PathBuf,
+    logs: PathBuf,
+    gate: PathBuf,
+    runtime_logs: PathBuf,
+}
+
+/// Small images and logs: 7 files of 10 KiB a process and 1 MiB of log a GiB; also pages beyond the FIFOs.
+const WORK_BYTES: u64 = 4 << 30;
+
+/// Priority of the worker and of CRIU until the thaw: nobody waits longer than a frozen container.
+const PRIORITY: i32 = -10;
+
+/// Moves the process to where the dump is taken, while it has one thread, and mounts its tmpfs.
+fn prepare(job: &Job) -> Result<Work, ShimError> {
+    let failed = |what: &str| {
+        let what = what.to_owned();
+        move |error: std::io::Error| internal(format!("cannot {what} for the checkpoint: {error}"))
+    };
+    // Where this is not allowed the freeze is longer, and nothing worse.
+    let _ = setpriority_process(None, PRIORITY);
+    process::become_subreaper().map_err(failed("become the parent of CRIU"))?;
+    // The shim is gone: nobody waits for an archive, and the container must not stay frozen.
+    let died = rustix::process::set_parent_process_death_signal(Some(Signal::TERM));
+    died.map_err(|error| failed("ask for the shim's death signal")(error.into()))?;
+    if let Some(netns) = &job.netns {
+        let entered = File::open(netns).and_then(thread::enter);
+        entered.map_err(failed(&format!("enter the network namespace {}", netns.display())))?;
+    }
+    thread::private_mounts().map_err(failed("make a mount namespace"))?;
+    let dir = &job.work_dir;
+    mount::tmpfs(dir, WORK_BYTES, 0o700, &[]).map_err(failed("mount a tmpfs"))?;
+    let sub = |name: &str| -> Result<PathBuf, ShimError> {
+        let path = dir.join(name);
+        fs::create_dir(&path).map_err(failed(&format!("create {}", path.display())))?;
+        Ok(path)
+    };
+    let work =
+        Work { images: sub("images")?, logs: sub("logs")?, runtime_logs: sub("runtime")?, gate: dir.join("criu.conf") };
+    use_probe_cache(&job.runc_root);
+    Ok(work)
+}
+
+/// Without the cache CRIU probes the kernel for 30 ms, which is slower and nothing worse.
+fn use_probe_cache(dir: &Path) {
+    if let Ok(Some(cache)) = kdat::ensure(Path::new("criu"), dir) {
+        let _ = kdat::bind(&cache);
+    }
+}
+
+fn config(job: &Job) -> OperationConfig {
+    let options = &job.request.criu;
+    let outside = job.netns.is_none();
+    OperationConfig {
+        // Inside the pod's network namespace CRIU locks nothing; on the host's network the peers must be kept out.
+        network_lock: if outside && options.tcp_established { NetworkLock::Nftables } else { NetworkLock::Skip },
+        file_locks: options.file_locks,
+        tcp_established: options.tcp_established,
+        ..OperationConfig::default()
+    }
+}
+
+/// A private cgroup namespace is lost unless its cgroups are recorded (`soft`); without one, recording them costs 7 ms
+/// of freeze on version 1.
+fn cgroup_mode(job: &Job, mode: Mode) -> stasis_oci_runtime::CgroupMode {
+    match mode {
+        Mode::V1 if !job.has_cgroup_namespace() => stasis_oci_runtime::CgroupMode::Ignore,
+        _ => stasis_oci_runtime::CgroupMode::Soft,
+    }
+}
+
+/// An error of kind [`Reason::ResourceExhausted`].
+fn exhausted(message: impl std::fmt::Display) -> ShimError {
+    ShimError { reason: Reason::ResourceExhausted, message: message.to_string() }
+}
