@@ -282,7 +282,8 @@ mod tests {
     fn the_best_variant_of_the_platform_is_taken() {
         let amd64 = Platform { architecture: "amd64".into(), variants: vec!["", "v1"] };
         let arm = Platform { architecture: "arm".into(), variants: vec!["v7", "v6", ""] };
-        let cases: [(&[(&str, &str)], &Platform, Option<u64>); 5] = [
+        type Case<'a> = (&'a [(&'a str, &'a str)], &'a Platform, Option<u64>);
+        let cases: [Case<'_>; 5] = [
             (&[("arm64", "v8"), ("amd64", "v3"), ("amd64", "")], &amd64, Some(2)),
             (&[("amd64", "v1")], &amd64, Some(0)),
             (&[("amd64", "v3")], &amd64, None),

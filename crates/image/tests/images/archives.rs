@@ -20,8 +20,11 @@ fn write(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
+/// Members of an archive: names and contents.
+type Members = Vec<(String, Vec<u8>)>;
+
 /// The members of an OCI layout with one image.
-fn layout(built: &Built, annotations: &str) -> Vec<(String, Vec<u8>)> {
+fn layout(built: &Built, annotations: &str) -> Members {
     let index = format!(
         r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{}","digest":"{}","size":{},"annotations":{{{annotations}}}}}]}}"#,
         built.media_type,
@@ -163,7 +166,7 @@ async fn old_docker_archives_are_imported() {
 async fn hostile_and_broken_archives_are_refused() {
     let (built, dir) = (built(), tempfile::tempdir().unwrap());
     let good = layout(&built, r#""io.containerd.image.name":"r.example/a:1""#);
-    let with = |change: &dyn Fn(&mut Vec<(String, Vec<u8>)>)| {
+    let with = |change: &dyn Fn(&mut Members)| {
         let mut members = good.clone();
         change(&mut members);
         write(dir.path(), "x.tar", &tar_of(&members))

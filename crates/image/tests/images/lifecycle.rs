@@ -6,8 +6,8 @@ use std::io::Write as _;
 use stasis_image::{Images, NewLayer};
 use stasis_registry::OCI_LAYER;
 
-use crate::build::{gzip_layer, image, noise, plain_layer, tar};
-use crate::fixtures::{Node, RegistryServer, open};
+use crate::build::{docker_image, gzip_layer, image, noise, plain_layer, tar};
+use crate::fixtures::{Node, RegistryServer, eventually, open};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn removing_frees_what_no_other_image_needs() {
@@ -96,6 +96,24 @@ async fn a_tag_moves_and_the_old_image_keeps_its_digest() {
     assert!(untagged.references.is_empty());
     assert_eq!(untagged.repo_digests, [format!("{}/moving@{}", registry.host(), old.digest())]);
     assert_eq!(node.images.resolve(&untagged.repo_digests[0]).expect("named by digest").id, old.id());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_image_under_two_manifests_is_one_image() {
+    let (registry, node) = (RegistryServer::start(), Node::new());
+    let layers = [gzip_layer(&[("f", b"x")])];
+    let (oci, docker) = (image(&layers, "twice"), docker_image(&layers, "twice"));
+    let (first, second) = (format!("{}/twice:oci", registry.host()), format!("{}/twice:docker", registry.host()));
+    oci.push(&first, None).await;
+    docker.push(&second, None).await;
+    node.pull(&first).await.expect("pull");
+    let both = node.pull(&second).await.expect("pull");
+    assert_eq!((both.id.clone(), both.manifest.to_string()), (oci.id(), docker.digest()));
+    assert_eq!(both.references, [second.as_str(), first.as_str()]);
+    assert_eq!(both.repo_digests.len(), 2);
+    assert_eq!(node.images.list().len(), 1);
+    eventually("the manifest that nobody names is collected", || !node.has_blob(&oci.digest()));
+    assert!(node.has_blob(&docker.digest()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

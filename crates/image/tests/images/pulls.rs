@@ -34,8 +34,8 @@ async fn an_image_is_pulled_by_tag_and_by_digest() {
     let pulled = node.images.pull(&reference, None, reports.sink()).await.expect("pull");
     let by_digest = format!("{}/test/three@{}", registry.host(), built.digest());
     assert_eq!(pulled.id, built.id());
-    assert_eq!(pulled.references, [reference.clone()]);
-    assert_eq!(pulled.repo_digests, [by_digest.clone()]);
+    assert_eq!(pulled.references, [reference.as_str()]);
+    assert_eq!(pulled.repo_digests, [by_digest.as_str()]);
     assert_eq!(pulled.manifest.to_string(), built.digest());
     assert_eq!(pulled.chain_ids.len(), 3);
     let blobs: usize = built.blobs().iter().map(|(_, blob)| blob.len()).sum();
