@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use stasis_cri_api::runtime::{ContainerConfig, Int64Value};
 use stasis_cri_api::stasis::{CheckpointResult, CreateCheckpointRequest};
 
 use self::report::{Report, megabytes, seconds};
@@ -153,11 +154,23 @@ impl Demo<'_> {
 
     async fn run_pair(&mut self, name: &str, references: &[String; 2]) -> Result<Pair> {
         let pod = self.node.cri.run_pod(self.node.pod_config(name)).await?;
-        let redis = self.node.cri.create(&pod, container_config("redis", &references[0], &[])).await?;
+        let config = self.redis_config(&references[0])?;
+        let redis = self.node.cri.create(&pod, config).await?;
         let counter = self.node.cri.create(&pod, container_config("counter", &references[1], &[])).await?;
         self.node.cri.start(&redis).await?;
         self.node.cri.start(&counter).await?;
         Ok(Pair { pod, redis, counter })
+    }
+
+    /// Redis runs as the user that its image names, where CRIU may read the limits of another user's processes.
+    fn redis_config(&mut self, reference: &str) -> Result<ContainerConfig> {
+        let mut config = container_config("redis", reference, &[]);
+        if !has_sys_resource()? {
+            self.report.detail("without CAP_SYS_RESOURCE CRIU cannot look into other users: Redis runs as root");
+            let context = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+            context.context("the configuration has no security context")?.run_as_user = Some(Int64Value { value: 0 });
+        }
+        Ok(config)
     }
 
     async fn write_keys(&mut self, redis: &Container) -> Result<()> {
@@ -322,6 +335,14 @@ impl Demo<'_> {
         run_program(&mut command, LONG)?;
         Ok(())
     }
+}
+
+/// Whether this process, and so the daemon that it starts, has CAP_SYS_RESOURCE.
+fn has_sys_resource() -> Result<bool> {
+    const CAP_SYS_RESOURCE: u32 = 24;
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).context("no CapEff in /proc")?;
+    Ok(u64::from_str_radix(effective.trim(), 16)? >> CAP_SYS_RESOURCE & 1 == 1)
 }
 
 fn last_count(counter: &Container) -> Result<u64> {

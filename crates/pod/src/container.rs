@@ -124,6 +124,9 @@ impl Pods {
         let bundle = self.bundle(&pod.id, id);
         std::fs::create_dir_all(&bundle).doing(format_args!("make the bundle {}", bundle.display()))?;
         let log_path = log_path(pod_config, &config);
+        if let Some(dir) = log_path.as_deref().and_then(Path::parent) {
+            std::fs::create_dir_all(dir).doing(format_args!("make the log's directory {}", dir.display()))?;
+        }
         let cgroups_path = self.cgroups_path(pod_config, &pod.id, id)?;
         let text = self.spec(pod, id, &config, pod_config, &source.base, &cgroups_path)?;
         let path = bundle.join("config.json");

@@ -37,7 +37,10 @@ const fn row(pattern: &'static [&'static str], code: &'static str, meaning: &'st
 }
 
 #[rustfmt::skip]
-static KNOWN: [Known; 49] = [
+static KNOWN: [Known; 50] = [
+    row(&["Can't get rlimit", "Operation not permitted"], "rlimit",
+        "a process runs as another user than root, and CRIU may not read its limits without CAP_SYS_RESOURCE, which this host withholds",
+        "give stasisd CAP_SYS_RESOURCE, or run the container's processes as root"),
     // Files that cannot be dumped.
     row(&["[io_uring]"], "io-uring",
         "a process uses io_uring, which CRIU cannot dump",

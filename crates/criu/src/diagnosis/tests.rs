@@ -1,7 +1,8 @@
 use super::*;
 
 /// One line a row of the table, in its order: what CRIU writes.
-const LINES: [(&str, &str); 49] = [
+const LINES: [(&str, &str); 50] = [
+    ("rlimit", "(00.02) Error (criu/cr-dump.c:389): Can't get rlimit 0: Operation not permitted"),
     (
         "io-uring",
         "(00.02) Error (criu/files-ext.c:98): Can't dump file 6 of that type [600] (unknown anon_inode:[io_uring])",

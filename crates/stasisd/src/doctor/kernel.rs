@@ -146,7 +146,8 @@ pub(super) fn oom_score_adj(root: &Path) -> Finding {
     warning(
         "oom_score_adj",
         format!("no CAP_SYS_RESOURCE; own value {}", own.trim()),
-        "lower values asked for a container are raised to our own; give the daemon CAP_SYS_RESOURCE",
+        "lower values asked for a container are raised to our own, and processes of other users than root cannot be \
+         checkpointed; give the daemon CAP_SYS_RESOURCE",
     )
 }
 
