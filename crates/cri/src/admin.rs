@@ -90,7 +90,10 @@ impl Admin for AdminCalls {
     }
 
     type CreateCheckpointStream = BoxStream<CheckpointProgress>;
-    async fn create_checkpoint(&self, request: Request<CreateCheckpointRequest>) -> Answer<Self::CreateCheckpointStream> {
+    async fn create_checkpoint(
+        &self,
+        request: Request<CreateCheckpointRequest>,
+    ) -> Answer<Self::CreateCheckpointStream> {
         let CreateCheckpointRequest { container, path, stop, timeout_seconds } = request.into_inner();
         required(&container, "container")?;
         let location = absolute(&path, "path")?.to_owned();

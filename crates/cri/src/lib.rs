@@ -35,11 +35,8 @@ use tonic::{Response, Status};
 
 pub use crate::routes::Routes;
 
-/// Largest message in either direction: the kubelet's own limit (16 MiB), which an ExecSync answer may reach.
+/// Largest message in either direction: the kubelet's own limit (16 MiB), which the pod engine keeps ExecSync below.
 pub const MESSAGE_MAX: usize = 16 * 1024 * 1024;
-
-/// Room for the frame of a message beside the 16 MiB of output that ExecSync may hold.
-const ENCODED_MAX: usize = MESSAGE_MAX + 64 * 1024;
 
 /// What a method answers.
 type Answer<T> = Result<Response<T>, Status>;
@@ -91,12 +88,12 @@ pub fn services(parts: Parts) -> Routes {
     Routes {
         runtime: RuntimeServiceServer::from_arc(Arc::new(runtime::Runtime(Arc::clone(&parts))))
             .max_decoding_message_size(MESSAGE_MAX)
-            .max_encoding_message_size(ENCODED_MAX),
+            .max_encoding_message_size(MESSAGE_MAX),
         image: ImageServiceServer::from_arc(Arc::new(image::ImageCalls(Arc::clone(&parts))))
             .max_decoding_message_size(MESSAGE_MAX)
-            .max_encoding_message_size(ENCODED_MAX),
+            .max_encoding_message_size(MESSAGE_MAX),
         admin: AdminServer::from_arc(Arc::new(admin::AdminCalls(parts)))
             .max_decoding_message_size(MESSAGE_MAX)
-            .max_encoding_message_size(ENCODED_MAX),
+            .max_encoding_message_size(MESSAGE_MAX),
     }
 }

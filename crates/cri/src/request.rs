@@ -38,8 +38,7 @@ pub(crate) fn absolute<'r>(value: &'r str, field: &str) -> Result<&'r std::path:
 /// # Errors
 /// `InvalidArgument` that names the field.
 pub(crate) fn not_negative(value: i64, field: &str) -> Result<u64, Status> {
-    u64::try_from(value)
-        .map_err(|_| Status::invalid_argument(format!("{field} is {value}; it must not be negative")))
+    u64::try_from(value).map_err(|_| Status::invalid_argument(format!("{field} is {value}; it must not be negative")))
 }
 
 /// A time limit in seconds; zero is none.

@@ -39,16 +39,13 @@ impl RuntimeService for Runtime {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
-        call::read("Status", "", async { Ok(self.node_status(request.into_inner().verbose).await) }).await
+        call::read("Status", "", async { Ok(self.node_status(request.into_inner().verbose)) }).await
     }
 
     async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {
         call::read("RuntimeConfig", "", async {
-            let cgroup_driver = match self.0.pods.cgroup_driver() {
-                stasis_pod::CgroupDriver::Systemd => CgroupDriver::Systemd,
-                stasis_pod::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
-            };
-            Ok(RuntimeConfigResponse { linux: Some(LinuxRuntimeConfiguration { cgroup_driver: cgroup_driver.into() }) })
+            let cgroup_driver = self.0.pods.cgroup_driver().into();
+            Ok(RuntimeConfigResponse { linux: Some(LinuxRuntimeConfiguration { cgroup_driver }) })
         })
         .await
     }
@@ -322,14 +319,15 @@ impl RuntimeService for Runtime {
 
 impl Runtime {
     /// Whether pods can get a network; if not, a reason in CamelCase and a sentence.
-    async fn network(&self) -> Result<(), (String, String)> {
-        self.0.cni.status().await.map_err(|error| ("NetworkPluginNotReady".to_owned(), error.to_string()))
+    fn network(&self) -> Result<(), (String, String)> {
+        let status = self.0.cni.status();
+        status.map(drop).map_err(|not_ready| ("NetworkPluginNotReady".to_owned(), not_ready.to_string()))
     }
 
     /// The two conditions that CRI requires, the handlers and what they can do.
-    async fn node_status(&self, verbose: bool) -> StatusResponse {
+    fn node_status(&self, verbose: bool) -> StatusResponse {
         let runtime = condition("RuntimeReady", Ok(()));
-        let network = condition("NetworkReady", self.network().await);
+        let network = condition("NetworkReady", self.network());
         let info = match verbose {
             true => HashMap::from([("config".to_owned(), self.0.configuration.clone())]),
             false => HashMap::new(),

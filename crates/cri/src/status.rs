@@ -117,9 +117,10 @@ mod tests {
     fn a_node_without_checkpoints_says_so_in_the_words_of_the_kubelets_test() {
         assert!(refuse_checkpoint(&Checkpoints::Available, "c").is_ok());
         let forbidden = refuse_checkpoint(&Checkpoints::Forbidden, "c").unwrap_err();
-        assert!(as_kubelet_reports(&forbidden).contains(
-            "(rpc error: code = Unknown desc = checkpoint/restore support not available)"
-        ));
+        assert!(
+            as_kubelet_reports(&forbidden)
+                .contains("(rpc error: code = Unknown desc = checkpoint/restore support not available)")
+        );
         let missing = refuse_checkpoint(&Checkpoints::Unavailable("no criu in PATH".into()), "c").unwrap_err();
         assert!(as_kubelet_reports(&missing).contains(
             "(rpc error: code = Unknown desc = CRIU binary not found or too old (<31600). Failed to checkpoint container"

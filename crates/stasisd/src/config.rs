@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use self::document::Document;
+use crate::engines::SHIM;
 
 /// Every key with its default and a sentence about it: what `stasisd config default` prints.
 pub(crate) const DEFAULT_TOML: &str = include_str!("config/default.toml");
@@ -146,15 +147,15 @@ pub(crate) enum Level {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Registry {
     pub(crate) hosts_dir: Option<PathBuf>,
+    pub(crate) insecure: Vec<String>,
 }
 
 /// `[image]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Image {
-    pub(crate) max_concurrent_downloads: u32,
-    pub(crate) pull_progress_timeout_seconds: u64,
-    pub(crate) pull_timeout_seconds: u64,
+    pub(crate) max_concurrent_downloads: usize,
+    pub(crate) pinned: Vec<String>,
 }
 
 /// `[limits]`
@@ -262,6 +263,9 @@ impl Config {
                 known.join(", ")
             )
         });
+        check(self.shim.path.as_ref().is_none_or(|path| path.ends_with(SHIM)), &["shim", "path"], {
+            format!("the program of the shim must be called {SHIM}, by which runtime types find it")
+        });
         for (key, value) in self.positive_numbers() {
             check(value > 0, &key, format!("{} must be at least 1", key.join(".")));
         }
@@ -290,9 +294,7 @@ impl Config {
         vec![
             (vec!["cni", "plugin_timeout_seconds"], self.cni.plugin_timeout_seconds),
             (vec!["checkpoint", "max_timeout_seconds"], self.checkpoint.max_timeout_seconds),
-            (vec!["image", "max_concurrent_downloads"], self.image.max_concurrent_downloads.into()),
-            (vec!["image", "pull_progress_timeout_seconds"], self.image.pull_progress_timeout_seconds),
-            (vec!["image", "pull_timeout_seconds"], self.image.pull_timeout_seconds),
+            (vec!["image", "max_concurrent_downloads"], self.image.max_concurrent_downloads as u64),
         ]
     }
 }
@@ -363,7 +365,7 @@ impl Default for Checkpoint {
 
 impl Default for Image {
     fn default() -> Self {
-        Self { max_concurrent_downloads: 3, pull_progress_timeout_seconds: 60, pull_timeout_seconds: 3600 }
+        Self { max_concurrent_downloads: stasis_image::CONCURRENT_DOWNLOADS, pinned: Vec::new() }
     }
 }
 

@@ -1,14 +1,22 @@
-//! Where the programs are that the daemon and its shims run. Looks for files; runs nothing.
+//! Where the programs are that the daemon and its shims run, and what an OCI runtime says that it can do.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use stasis_oci_runtime::Features;
+use stasis_sys::capture::{Limits, capture};
 
 use crate::config::{Config, Runtime};
 
-/// Program of our shim.
-const SHIM: &str = "containerd-shim-stasis-v1";
+/// Program of our shim: containerd's naming rule applied to the runtime type `io.containerd.stasis.v1`.
+pub(crate) const SHIM: &str = "containerd-shim-stasis-v1";
 /// Where programs are looked for if the daemon was started without a PATH.
 const PATH_FALLBACK: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// For `runc features`, which answers in milliseconds with a few KiB.
+const FEATURES_LIMITS: Limits = Limits { time: Duration::from_secs(10), stdout: 256 * 1024, stderr_tail: 1024 };
 
 /// The programs, each as an absolute path; none where there is no such file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +67,12 @@ impl Engines {
         dirs.retain(|dir| !dir.as_os_str().as_encoded_bytes().contains(&b':'));
         std::env::join_paths(dirs).unwrap_or_else(|_| PATH_FALLBACK.into())
     }
+}
+
+/// What an OCI runtime says that it can do; nothing if it does not know the question.
+pub(crate) fn features(runtime: &Path) -> Option<Features> {
+    let answer = capture(Command::new(runtime).arg("features"), &[], &FEATURES_LIMITS).ok()?;
+    answer.status.success().then(|| serde_json::from_slice(&answer.stdout).ok()).flatten()
 }
 
 /// An absolute path if it is a program, else the first program of that name in `dirs`.

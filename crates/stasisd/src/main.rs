@@ -1,14 +1,14 @@
 //! stasisd: the daemon of Stasis. Configuration, start-up, signals; everything else is in the libraries.
 
-// The daemon itself follows once the parts that it puts together are there.
-#![allow(dead_code)]
-
 mod cli;
 mod config;
 mod doctor;
 mod engines;
 mod listen;
 mod log;
+mod parts;
+mod serve;
+mod settings;
 mod state;
 
 use std::process::ExitCode;
@@ -16,11 +16,15 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::cli::{Cli, Command};
+use crate::config::Config;
+
+/// Threads for blocking work (hashing, unpacking, fsync): enough to keep a disk busy, few enough to stay small.
+const BLOCKING_THREADS_MAX: usize = 64;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.command {
-        None => Err(anyhow::anyhow!("not built yet")),
+        None => cli.settings().and_then(run),
         Some(Command::Config(command)) => cli::config_command(command, cli.config.as_deref()),
         Some(Command::Doctor) => cli.settings().and_then(|config| cli::doctor(&config)),
         Some(Command::Completions { shell }) => cli::completions(*shell),
@@ -30,4 +34,26 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => cli::fail(&error),
     }
+}
+
+/// The daemon, from its settings to its end.
+fn run(config: Config) -> anyhow::Result<()> {
+    log::start(&config.log)?;
+    let directories = state::Directories::claim(&config)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS_MAX).build()?;
+    runtime.block_on(async {
+        let mut signals = serve::Signals::catch()?;
+        let parts = tokio::select! {
+            parts = parts::build(&config) => parts?,
+            // What was begun is found and cleared at the next start.
+            _ = signals.next() => return Ok(()),
+        };
+        let socket = listen::Socket::bind(&config.socket())?;
+        serve::until_signalled(&config, parts, socket, signals).await
+    })?;
+    // A read that hangs in the kernel must not hold up the end.
+    runtime.shutdown_background();
+    drop(directories);
+    Ok(())
 }

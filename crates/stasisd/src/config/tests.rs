@@ -107,6 +107,10 @@ fn bad_values_are_refused_with_their_place() {
     refused("version = 2", "config.toml:1:11: version 2 is not known; this stasisd reads version 1");
     refused("root = \"var\"", "config.toml:1:8: root = \"var\" is not an absolute path");
     refused(
+        "[shim]\npath = \"/bin/shim\"",
+        "config.toml:2:8: the program of the shim must be called containerd-shim-stasis-v1, by which runtime types find it",
+    );
+    refused(
         "default_runtime = \"kata\"",
         "config.toml:1:19: default_runtime \"kata\" has no table [runtimes.NAME]; there are: runc",
     );

@@ -1,26 +1,22 @@
-//! The programs and the files of their configuration: OCI runtime, CRIU, shim, network plugins.
+//! The programs and the files of their configuration: OCI runtime, CRIU, shim, pod network.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use stasis_cni::Cni;
 use stasis_cri_api::stasis::Finding;
 use stasis_sys::capture::{Limits, capture};
 
 use super::{at, error, fine, warning};
 use crate::config::{Config, Level};
-use crate::engines::Engines;
+use crate::engines::{self, Engines};
 
 /// For one question to a program; it answers in milliseconds.
 const LIMITS: Limits = Limits { time: Duration::from_secs(10), stdout: 64 * 1024, stderr_tail: 1024 };
 
-/// Largest network configuration that is read: the usual ones have a few hundred bytes.
-const CONF_MAX: u64 = 1024 * 1024;
-
-/// Plugins that the usual bridge network needs.
-const USUAL_PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "portmap"];
+/// What `runc features` says of its own checkpoint and restore.
+const CHECKPOINT_BUILT_IN: &str = "org.opencontainers.runc.checkpoint.enabled";
 
 /// The OCI runtime: there, answering, with checkpoint built in.
 pub(super) fn runc(config: &Config, engines: &Engines) -> Finding {
@@ -30,8 +26,10 @@ pub(super) fn runc(config: &Config, engines: &Engines) -> Finding {
         return error("runc", "not found", consequence);
     };
     let finding = match first_line(path, "--version") {
-        Ok(version) => match features(path) {
-            Some(features) if !features.checkpoint => {
+        Ok(version) => match engines::features(path) {
+            Some(features)
+                if features.annotations.get(CHECKPOINT_BUILT_IN).is_some_and(|built_in| built_in == "false") =>
+            {
                 let consequence =
                     "no checkpoints and restores: it was built without them; use Debian's or upstream's build";
                 warning("runc", version, consequence)
@@ -86,65 +84,18 @@ pub(super) fn shim(config: &Config, engines: &Engines) -> Finding {
     }
 }
 
-/// The network configuration: the first by name, as CNI says.
-pub(super) fn cni_configuration(config: &Config) -> Finding {
-    let dir = &config.cni.conf_dir;
-    match configurations(dir).first() {
-        Some(first) => at(first, fine("cni config", format!("{} plugin(s)", plugins_of(first).len()))),
-        None => {
-            let consequence = "only pods in the host's network run: install a network add-on, or set [cni] conf_dir";
-            at(dir, warning("cni config", "no .conflist, .conf or .json file", consequence))
+/// The pod network: a valid configuration and all the programs that it names.
+pub(super) fn network(config: &Config, engines: &Engines) -> Finding {
+    match Cni::new(config.network(engines)).status() {
+        Ok(network) => {
+            let plugins = network.plugins.join(" ");
+            at(&network.file, fine("cni", format!("network {} ({}): {plugins}", network.name, network.cni_version)))
+        }
+        Err(not_ready) => {
+            let consequence = format!("only pods in the host's network run: {not_ready}");
+            at(&config.cni.conf_dir, warning("cni", "not ready", consequence))
         }
     }
-}
-
-/// The plugins that the network configuration names; without one, those of the usual bridge network.
-pub(super) fn cni_plugins(config: &Config) -> Finding {
-    let named = configurations(&config.cni.conf_dir).first().map(|first| plugins_of(first)).unwrap_or_default();
-    let needed = if named.is_empty() { USUAL_PLUGINS.map(str::to_owned).into() } else { named };
-    let there = |plugin: &&String| config.cni.bin_dirs.iter().any(|dir| dir.join(plugin).is_file());
-    let missing: Vec<_> = needed.iter().filter(|plugin| !there(plugin)).map(String::as_str).collect();
-    let dirs: Vec<_> = config.cni.bin_dirs.iter().map(|dir| dir.display().to_string()).collect();
-    let dirs = dirs.join(":");
-    if missing.is_empty() {
-        let needed: Vec<_> = needed.iter().map(String::as_str).collect();
-        return Finding { path: dirs, ..fine("cni plugins", needed.join(" ")) };
-    }
-    let consequence =
-        "pods with a network of their own fail: install containernetworking-plugins, or set [cni] bin_dirs";
-    Finding { path: dirs, ..warning("cni plugins", format!("missing: {}", missing.join(" ")), consequence) }
-}
-
-fn configurations(dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    let is_conf = |path: &PathBuf| {
-        path.extension().is_some_and(|ext| ["conflist", "conf", "json"].map(AsRef::as_ref).contains(&ext))
-    };
-    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(is_conf).collect();
-    paths.sort();
-    paths
-}
-
-/// Plugins named in a configuration, with those for addresses.
-fn plugins_of(path: &Path) -> BTreeSet<String> {
-    let text = stasis_sys::path::read_limited(path, CONF_MAX).unwrap_or_default();
-    let conf: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
-    let list = conf["plugins"].as_array().cloned().unwrap_or_else(|| vec![conf.clone()]);
-    let names = list.iter().flat_map(|plugin| [&plugin["type"], &plugin["ipam"]["type"]]);
-    names.filter_map(|name| name.as_str()).map(str::to_owned).collect()
-}
-
-struct Features {
-    checkpoint: bool,
-}
-
-/// What `runc features` says; nothing for runtimes that have no such command.
-fn features(runc: &Path) -> Option<Features> {
-    let answer =
-        capture(Command::new(runc).arg("features"), &[], &LIMITS).ok().filter(|answer| answer.status.success())?;
-    let features: serde_json::Value = serde_json::from_slice(&answer.stdout).ok()?;
-    let checkpoint = &features["annotations"]["org.opencontainers.runc.checkpoint.enabled"];
-    Some(Features { checkpoint: checkpoint.as_str() != Some("false") })
 }
 
 fn first_line(program: &Path, argument: &str) -> Result<String, String> {

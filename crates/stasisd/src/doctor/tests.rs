@@ -88,26 +88,24 @@ fn missing_programs_are_named_with_the_remedy() {
     check(&programs::runc(&config, &engines), Level::Error, "not found", "set [engines] runc");
     check(&programs::criu(&config, &engines), Level::Warning, "not found", "4.2.1 or later");
     check(&programs::shim(&config, &engines), Level::Error, "not found", "correct [shim] path");
-    check(&programs::cni_configuration(&config), Level::Warning, "no .conflist", "[cni] conf_dir");
-    check(&programs::cni_plugins(&config), Level::Warning, "missing: bridge", "containernetworking-plugins");
+    check(&programs::network(&config, &engines), Level::Warning, "not ready", "only pods in the host's network run: ");
 
     config.checkpoint.level = crate::config::Level::None;
     check(&programs::criu(&config, &engines), Level::Ok, "not looked for", "");
 }
 
 #[test]
-fn plugins_of_the_first_configuration_are_looked_for() {
-    let host = Host::with(&[
-        ("net.d/10-a.conflist", r#"{"plugins":[{"type":"ptp","ipam":{"type":"host-local"}},{"type":"tuning"}]}"#),
-        ("net.d/20-b.conf", r#"{"type":"bridge"}"#),
-        ("bin/ptp", ""),
-        ("bin/host-local", ""),
-    ]);
+fn the_network_is_judged_by_its_configuration_and_programs() {
+    let conf = r#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"ptp","ipam":{"type":"host-local"}}]}"#;
+    let host = Host::with(&[("net.d/10-a.conflist", conf), ("bin/ptp", "")]);
     let mut config = Config::default();
     config.cni.conf_dir = host.path("net.d");
     config.cni.bin_dirs = vec![host.path("bin")];
-    check(&programs::cni_configuration(&config), Level::Ok, "3 plugin(s)", "");
-    check(&programs::cni_plugins(&config), Level::Warning, "missing: tuning", "install");
+    let engines = Engines::locate(&config);
+    check(&programs::network(&config, &engines), Level::Warning, "not ready", "host-local");
+    fs::write(host.path("bin/host-local"), "").unwrap();
+    fs::set_permissions(host.path("bin/host-local"), fs::Permissions::from_mode(0o755)).unwrap();
+    check(&programs::network(&config, &engines), Level::Ok, "network pods (1.0.0): ptp", "");
 }
 
 #[test]

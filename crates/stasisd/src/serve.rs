@@ -1,0 +1,93 @@
+//! Serving until a signal, and the orderly end: no new calls, the running ones get their time, containers keep running.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use sd_notify::NotifyState;
+use stasis_cri::Parts;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tonic::transport::Server;
+
+use crate::config::Config;
+use crate::listen::Socket;
+
+/// Exit status of a daemon that a second signal ended before it was done.
+const IMPATIENT_EXIT: i32 = 1;
+
+/// SIGTERM and SIGINT, caught from the start on: one that comes during start-up is not lost.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    /// Catches both. Must be called inside the tokio runtime.
+    pub(crate) fn catch() -> anyhow::Result<Self> {
+        let catch = |kind| signal(kind).context("cannot catch signals");
+        Ok(Self { term: catch(SignalKind::terminate())?, int: catch(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next one and names it.
+    pub(crate) async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Serves CRI and the administration on `socket` until the first signal, then ends in order. A second one ends at once.
+pub(crate) async fn until_signalled(
+    config: &Config,
+    parts: Parts,
+    socket: Socket,
+    mut signals: Signals,
+) -> anyhow::Result<()> {
+    let (stop, stopped) = oneshot::channel::<()>();
+    let mut server = tokio::spawn(Server::builder().serve_with_incoming_shutdown(
+        stasis_cri::services(parts),
+        socket.connections(),
+        async {
+            // An error means that the sender is gone: that is an end, too.
+            let _ = stopped.await;
+        },
+    ));
+    tracing::info!(socket = %config.socket().display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    notify(NotifyState::Ready);
+
+    tokio::select! {
+        ended = &mut server => {
+            ended.context("the server ended abnormally")?.context("cannot serve")?;
+            anyhow::bail!("the server ended by itself");
+        }
+        name = signals.next() => tracing::info!(signal = name, "ending; containers keep running"),
+    }
+    notify(NotifyState::Stopping);
+    drop(stop);
+    let grace = Duration::from_secs(config.limits.shutdown_grace_seconds);
+    tokio::select! {
+        ended = tokio::time::timeout(grace, server) => {
+            if ended.is_err() {
+                tracing::warn!(seconds = grace.as_secs(), "calls still run; ending without them");
+            }
+        }
+        name = signals.next() => give_up(name),
+    }
+    tracing::info!("ended");
+    Ok(())
+}
+
+/// Ends the process now, as somebody asked twice. Records are durable; what was half done is cleared at the next start.
+fn give_up(signal: &str) -> ! {
+    tracing::warn!(signal, "second signal: ending at once");
+    std::process::exit(IMPATIENT_EXIT)
+}
+
+/// Tells systemd, if it started us. Nobody listening is no error.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "cannot notify the service manager");
+    }
+}

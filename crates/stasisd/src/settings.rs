@@ -1,0 +1,85 @@
+//! What the daemon's configuration means for each library: the one place where one becomes the other.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+
+use stasis_cri::Checkpoints;
+use stasis_image::RegistryConfig;
+use stasis_pod::{Handler, RestoreLevel};
+
+use crate::config::{CgroupDriver, Config, Level};
+use crate::engines::Engines;
+
+/// containerd's namespace of pods: shims put it into the paths that they make.
+const NAMESPACE: &str = "k8s.io";
+/// Exists where systemd is process 1 (sd_booted(3)).
+const SYSTEMD: &str = "/run/systemd/system";
+
+impl Config {
+    pub(crate) fn images(&self) -> stasis_image::Config {
+        stasis_image::Config {
+            root: self.root.clone(),
+            registry: RegistryConfig {
+                hosts_dir: self.registry.hosts_dir.clone(),
+                insecure: self.registry.insecure.clone(),
+            },
+            max_concurrent_downloads: self.image.max_concurrent_downloads,
+            pinned: self.image.pinned.clone(),
+        }
+    }
+
+    /// What was added to a network must be deleted from it even after a reboot, so the cache is below `root`.
+    pub(crate) fn network(&self, engines: &Engines) -> stasis_cni::Config {
+        stasis_cni::Config {
+            conf_dir: self.cni.conf_dir.clone(),
+            bin_dirs: self.cni.bin_dirs.clone(),
+            cache_dir: self.root.join("cni"),
+            plugin_timeout: Duration::from_secs(self.cni.plugin_timeout_seconds),
+            path: Some(engines.path()),
+        }
+    }
+
+    pub(crate) fn shims(&self, engines: &Engines) -> stasis_task::Config {
+        stasis_task::Config {
+            state_dir: self.state.join("pods"),
+            shim_dirs: engines.shim.iter().filter_map(|shim| shim.parent()).map(Path::to_owned).collect(),
+            address: self.socket().display().to_string(),
+            namespace: NAMESPACE.to_owned(),
+            env: vec![(OsString::from("PATH"), engines.path())],
+        }
+    }
+
+    pub(crate) fn pods(&self, engines: &Engines, checkpoints: &Checkpoints) -> stasis_pod::Config {
+        let handler = |runtime: &crate::config::Runtime| Handler {
+            runtime: runtime.r#type.clone(),
+            binary: engines.binary_of(runtime, self),
+        };
+        stasis_pod::Config {
+            root: self.root.clone(),
+            state: self.state.clone(),
+            handlers: self.runtimes.iter().map(|(name, runtime)| (name.clone(), handler(runtime))).collect(),
+            default_handler: self.default_runtime.clone(),
+            cgroup_driver: self.cgroup_driver(),
+            restore_level: match self.checkpoint.level {
+                Level::None => RestoreLevel::None,
+                Level::CheckpointOnly => RestoreLevel::CheckpointOnly,
+                Level::CheckpointRestore => RestoreLevel::CheckpointRestore,
+            },
+            archive_dirs: self.checkpoint.archive_dirs.clone(),
+            checkpoint_timeout_max: Duration::from_secs(self.checkpoint.max_timeout_seconds),
+            checkpoint_unavailable: match checkpoints {
+                Checkpoints::Unavailable(why) => Some(why.clone()),
+                Checkpoints::Available | Checkpoints::Forbidden => None,
+            },
+        }
+    }
+
+    fn cgroup_driver(&self) -> stasis_cri_api::runtime::CgroupDriver {
+        match self.cgroup.driver {
+            CgroupDriver::Systemd => stasis_cri_api::runtime::CgroupDriver::Systemd,
+            CgroupDriver::Auto if Path::new(SYSTEMD).is_dir() => stasis_cri_api::runtime::CgroupDriver::Systemd,
+            CgroupDriver::Auto | CgroupDriver::Cgroupfs => stasis_cri_api::runtime::CgroupDriver::Cgroupfs,
+        }
+    }
+}
