@@ -239,7 +239,11 @@ fn member(archive: &Path, name: &str) -> Vec<u8> {
 fn a_running_container_becomes_an_archive_and_runs_on() {
     let container = Container::running(COUNTER);
     let (events, last) = Worker::run(&container.job());
-    assert_eq!((events.as_slice(), &last["event"]), (&["frozen".to_owned(), "thawed".to_owned()][..], &json!("done")));
+    assert_eq!(
+        (events.as_slice(), &last["event"]),
+        (&["frozen".to_owned(), "thawed".to_owned()][..], &json!("done")),
+        "{last}"
+    );
     container.check_unharmed();
 
     let archive = container.archive();
@@ -253,7 +257,7 @@ fn a_running_container_becomes_an_archive_and_runs_on() {
         names.contains(&"checkpoint/inventory.img".to_owned()) && names.contains(&"dump.log".to_owned()),
         "{names:?}"
     );
-    assert_eq!(names.last().unwrap(), "checkpoint/pages-2.img", "the shell, and usleep");
+    assert!(names.last().unwrap().starts_with("checkpoint/pages-"), "{names:?}");
 
     let inspection = stasis_checkpoint::inspect(File::open(&archive).unwrap()).unwrap();
     assert_eq!(inspection.container, "counter");
@@ -262,6 +266,17 @@ fn a_running_container_becomes_an_archive_and_runs_on() {
     assert_eq!(inspection.memory_bytes, pages * 4096);
     let log = String::from_utf8(member(&archive, "container.log")).unwrap();
     assert!(fs::read_to_string(container.path("log")).unwrap().starts_with(&log) && !log.is_empty());
+}
+
+#[test]
+fn a_container_that_starts_processes_all_the_time_is_dumped() {
+    // The shell starts them by vfork, and most of the time is in the middle of it.
+    let container = Container::running("i=0; while :; do i=$((i+1)); echo $i; /bin/usleep 1; /bin/usleep 1; done");
+    for _ in 0..6 {
+        let (_, last) = Worker::run(&container.job());
+        assert_eq!(last["event"], "done", "{last}");
+    }
+    container.check_unharmed();
 }
 
 #[test]

@@ -419,6 +419,8 @@ fn make_rootfs(dir: &Path) {
     }
     fs::copy(engines().join("bin/busybox"), dir.join("bin/busybox")).expect("STASIS_ENGINES has no bin/busybox");
     fs::set_permissions(dir.join("bin/busybox"), fs::Permissions::from_mode(0o755)).unwrap();
+    let tick = Command::new("mkfifo").arg(dir.join("tmp/tick")).status().unwrap();
+    assert!(tick.success());
     for applet in APPLETS {
         symlink("busybox", dir.join("bin").join(applet)).unwrap();
     }
