@@ -179,7 +179,7 @@ static KNOWN: [Known; 50] = [
         "run `criu check` on the host, and bring `lo` up"),
     row(&["Timeout reached"], "criu-timeout",
         "CRIU could not stop the processes in its own time limit",
-        "look for processes in uninterruptible sleep (state D), often on a network file system"),
+        "look for processes in uninterruptible sleep (state D): on a network file system, or between vfork and exec"),
     row(&["seccomp"], "seccomp",
         "a seccomp filter of the checkpoint could not be read or put back",
         "run CRIU as root with CAP_SYS_ADMIN, on a kernel with CONFIG_SECCOMP_FILTER"),

@@ -47,7 +47,7 @@ pub(crate) fn log_size(path: &Path) -> u64 {
 /// Writes the archive under a temporary name, makes it durable and names it.
 pub(crate) fn write(job: &Job, work: &Work, parts: Parts, stop: &Stop) -> Result<Written, ShimError> {
     let stopped = || stop.check().map_err(io::Error::other);
-    let layer = parts.layer.gzip(stopped).map_err(|error| write_error(error.into(), "compress the layer"))?;
+    let layer = parts.layer.gzip(stopped).map_err(|error| write_error(error, "compress the layer"))?;
     let files = files(job, work)?;
     let pages: u64 = parts.drained.images.iter().map(|image| image.bytes).sum();
     let small: u64 = files.iter().map(|(_, path)| log_size(path) + 1024).sum();
@@ -92,7 +92,7 @@ impl Contents<'_> {
         if member == &Member::RootfsDiff {
             let Some(mut layer) = self.layer.take() else { return Ok(()) };
             let length = layer.length();
-            let reader = layer.reader().map_err(|error| write_error(error.into(), "read the layer"))?;
+            let reader = layer.reader().map_err(|error| write_error(error, "read the layer"))?;
             return writer.add_from(member, length, reader).map_err(archive_error);
         }
         if let (Member::Log(_), Some((file, length))) = (member, &self.log) {
@@ -122,7 +122,7 @@ impl From<Failure> for ShimError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Stopped(error) => error,
-            Failure::Io(error) => write_error(error.into(), "write the memory"),
+            Failure::Io(error) => write_error(error, "write the memory"),
         }
     }
 }

@@ -75,7 +75,7 @@ fn run(job: &Job, started: Instant) -> Result<CheckpointReport, ShimError> {
         Some(open) => open,
         None => return Err(engine.failure(&work.logs)),
     };
-    let frozen = Frozen::freeze(&cgroup)?;
+    let frozen = Frozen::freeze(&cgroup, &stop)?;
     let layer = Layer::start(&job.request.upper, &job.request.archive);
     open.let_through(&config(job).text().map_err(internal)?)?;
     engine.finish(&stop, &work.logs)?;
