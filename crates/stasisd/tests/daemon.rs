@@ -1,5 +1,7 @@
 //! The daemon as a process: its socket, its locks, its answers, its signals. Each test has directories of its own.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};

@@ -152,7 +152,7 @@ pub(super) fn oom_score_adj(root: &Path) -> Finding {
 }
 
 fn magic(path: &Path) -> Option<i64> {
-    rustix::fs::statfs(path).ok().map(|stat| stat.f_type as i64)
+    rustix::fs::statfs(path).ok().map(|stat| stat.f_type)
 }
 
 fn words(path: &Path) -> Vec<String> {
