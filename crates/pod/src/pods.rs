@@ -10,7 +10,7 @@ use stasis_cgroup::Cgroups;
 use stasis_cni::Cni;
 use stasis_cri_api::runtime::CgroupDriver;
 use stasis_image::Images;
-use stasis_task::{Sandbox, ShimRuntime, Task};
+use stasis_task::{EventServer, Sandbox, ShimRuntime, Task};
 use tracing::Instrument as _;
 
 use crate::error::{Error, Kind, Result};
@@ -78,6 +78,11 @@ pub struct Inner {
     pub(crate) pods: Directory<Pod>,
     pub(crate) containers: Directory<Container>,
     pub(crate) names: Names,
+    /// How many operations run that change something.
+    operations: tokio::sync::watch::Sender<usize>,
+    /// Hears the events of foreign shims for as long as the engine lives: nobody else needs them, but a shim that is not
+    /// heard tries for seconds.
+    _events: Mutex<EventServer>,
 }
 
 impl std::ops::Deref for Pods {
@@ -312,6 +317,7 @@ impl Pods {
         runtime: Arc<ShimRuntime>,
         db: Arc<redb::Database>,
     ) -> Result<Self> {
+        let events = runtime.serve_events(|id| tracing::info!(task = id, "a shim reports that memory ran out")).await?;
         let cgroups = Cgroups::probe().map_err(|error| Error::precondition(error.to_string()))?;
         let inner = Inner {
             store: Store::open(db)?,
@@ -324,6 +330,8 @@ impl Pods {
             pods: Directory::default(),
             containers: Directory::default(),
             names: Names::default(),
+            operations: tokio::sync::watch::Sender::new(0),
+            _events: Mutex::new(events),
         };
         let pods = Self(Arc::new(inner));
         pods.reconcile().await?;
@@ -346,9 +354,20 @@ impl Pods {
         &self,
         operation: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
+        let running = Running::begin(self);
+        let operation = async move {
+            let _running = running;
+            operation.await
+        };
         tokio::spawn(operation.in_current_span())
             .await
             .unwrap_or_else(|error| Err(Error::internal(format!("the operation ended abnormally: {error}"))))
+    }
+
+    /// Waits until no operation runs that changes something: for the end of the daemon, once no calls come in any more.
+    pub async fn drained(&self) {
+        // An error means that the engine is gone, and its operations with it.
+        let _ = self.operations.subscribe().wait_for(|running| *running == 0).await;
     }
 
     pub(crate) fn pod(&self, id: &str) -> Result<Arc<Pod>> {
@@ -385,6 +404,22 @@ impl Pods {
 
     pub(crate) fn containers_of(&self, pod_id: &str) -> Vec<Arc<Container>> {
         self.containers.all().into_iter().filter(|container| container.pod_id == pod_id).collect()
+    }
+}
+
+/// An operation that runs, counted until it is dropped.
+struct Running(Pods);
+
+impl Running {
+    fn begin(pods: &Pods) -> Self {
+        pods.operations.send_modify(|running| *running += 1);
+        Self(pods.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.operations.send_modify(|running| *running -= 1);
     }
 }
 

@@ -15,6 +15,9 @@ use crate::listen::Socket;
 /// Exit status of a daemon that a second signal ended before it was done.
 const IMPATIENT_EXIT: i32 = 1;
 
+/// Time for the last answers to leave, and for clients to close their connections.
+const ANSWER_GRACE: Duration = Duration::from_millis(500);
+
 /// SIGTERM and SIGINT, caught from the start on: one that comes during start-up is not lost.
 #[derive(Debug)]
 pub(crate) struct Signals {
@@ -45,6 +48,7 @@ pub(crate) async fn until_signalled(
     socket: Socket,
     mut signals: Signals,
 ) -> anyhow::Result<()> {
+    let pods = parts.pods.clone();
     let (stop, stopped) = oneshot::channel::<()>();
     let mut server = tokio::spawn(Server::builder().serve_with_incoming_shutdown(
         stasis_cri::services(parts),
@@ -67,10 +71,15 @@ pub(crate) async fn until_signalled(
     notify(NotifyState::Stopping);
     drop(stop);
     let grace = Duration::from_secs(config.limits.shutdown_grace_seconds);
+    let drained = async {
+        pods.drained().await;
+        // Clients keep their connections open; what they still wait for is an answer on its way.
+        let _ = tokio::time::timeout(ANSWER_GRACE, server).await;
+    };
     tokio::select! {
-        ended = tokio::time::timeout(grace, server) => {
+        ended = tokio::time::timeout(grace, drained) => {
             if ended.is_err() {
-                tracing::warn!(seconds = grace.as_secs(), "calls still run; ending without them");
+                tracing::warn!(seconds = grace.as_secs(), "operations still run; ending without them");
             }
         }
         name = signals.next() => give_up(name),
