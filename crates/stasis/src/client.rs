@@ -16,7 +16,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
 use crate::cli::Global;
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, Result, innermost};
 
 /// Name under which the daemon introduces itself (CRI `Version`).
 const RUNTIME_NAME: &str = "stasis";
@@ -162,15 +162,6 @@ fn reason(status: &Status) -> String {
         None if status.message().is_empty() => status.code().description().to_owned(),
         None => status.message().to_owned(),
     }
-}
-
-/// The error that started it: "transport error" alone helps nobody.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
-        inner = source;
-    }
-    inner.to_string()
 }
 
 #[cfg(test)]

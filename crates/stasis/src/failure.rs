@@ -1,5 +1,6 @@
 //! What goes wrong, in one line and a hint, and the exit code of it.
 
+use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
 
@@ -30,6 +31,8 @@ pub(crate) enum Failure {
     Ambiguous { kind: &'static str, wanted: String, candidates: String },
     #[error("cannot {what}: no answer within {seconds} s")]
     TimedOut { what: String, seconds: u64 },
+    #[error("cannot {what}: the daemon went away: {reason}")]
+    Lost { what: String, reason: String },
     #[error("cannot {what}: {message}")]
     Daemon { what: String, code: Code, message: String },
     #[error("cannot {what} {path}: {source}")]
@@ -56,6 +59,10 @@ const TIMED_OUT: u8 = 5;
 impl Failure {
     /// A call of the daemon that failed.
     pub(crate) fn daemon(what: impl Into<String>, status: &Status) -> Self {
+        // A status of the daemon has no source; one that our side made of a broken connection has.
+        if let Some(source) = status.source() {
+            return Self::Lost { what: what.into(), reason: innermost(source) };
+        }
         let message = match status.message() {
             "" => status.code().description().to_owned(),
             message => message.to_owned(),
@@ -80,9 +87,7 @@ impl Failure {
             Self::Ambiguous { .. } => "give more of the ID",
             Self::TimedOut { .. } => "give more time with --timeout",
             Self::Daemon { code: Code::Unimplemented, .. } => "the daemon is older than this program: `stasis version`",
-            Self::Daemon { code: Code::Unavailable, .. } => {
-                "if the daemon ended meanwhile, its log says why: `journalctl -u stasisd`"
-            }
+            Self::Lost { .. } => "its log says why: `journalctl -u stasisd`",
             _ => return None,
         };
         Some(hint.to_owned())
@@ -98,7 +103,8 @@ impl Failure {
             | Self::Permission { .. }
             | Self::Connect { .. }
             | Self::NotCri { .. }
-            | Self::OtherRuntime { .. } => UNREACHABLE,
+            | Self::OtherRuntime { .. }
+            | Self::Lost { .. } => UNREACHABLE,
             Self::NotFound { .. } | Self::Ambiguous { .. } | Self::Daemon { code: Code::NotFound, .. } => NOT_FOUND,
             Self::TimedOut { .. } | Self::Daemon { code: Code::DeadlineExceeded, .. } => TIMED_OUT,
             _ => 1,
@@ -118,6 +124,15 @@ impl Failure {
             None => format!("error: {one_line}"),
         }
     }
+}
+
+/// The error that started it: "transport error" alone helps nobody.
+pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner.to_string()
 }
 
 /// Text that may come from strangers (names, references, messages of engines) without what moves the cursor: line

@@ -53,14 +53,22 @@ pub(crate) async fn pod(client: &Client, wanted: &str) -> Result<String> {
     choose("pod", wanted, &pods(client).await?.iter().map(candidate).collect::<Vec<_>>())
 }
 
-/// What to call an image in a request: as it was typed where the daemon knows it so, else its ID.
-pub(crate) async fn image(client: &Client, wanted: &str) -> Result<String> {
+/// An image as requests name it, and its ID.
+#[derive(Debug)]
+pub(crate) struct FoundImage {
+    /// As it was typed where the daemon knows it so, else the ID.
+    pub(crate) name: String,
+    pub(crate) id: String,
+}
+
+/// Finds a local image.
+pub(crate) async fn image(client: &Client, wanted: &str) -> Result<FoundImage> {
     let image = Some(ImageSpec { image: wanted.to_owned(), ..Default::default() });
     let mut images = client.images.clone();
     let request = ImageStatusRequest { image, verbose: false };
     let what = format!("look up the image {wanted}");
-    if client.call(what, images.image_status(request)).await?.image.is_some() {
-        return Ok(wanted.to_owned());
+    if let Some(image) = client.call(what, images.image_status(request)).await?.image {
+        return Ok(FoundImage { name: wanted.to_owned(), id: image.id });
     }
     let all = client.call("list images", images.list_images(ListImagesRequest { filter: None })).await?.images;
     let candidates: Vec<Candidate> = all
@@ -70,7 +78,8 @@ pub(crate) async fn image(client: &Client, wanted: &str) -> Result<String> {
             Candidate { names: hex.into_iter().collect(), id: i.id, live: false }
         })
         .collect();
-    choose("image", wanted, &candidates)
+    let id = choose("image", wanted, &candidates)?;
+    Ok(FoundImage { name: id.clone(), id })
 }
 
 /// All containers.

@@ -86,12 +86,15 @@ impl Output {
     }
 }
 
-/// Columns as wide as their widest cell, two spaces between them, nothing after the last one.
+/// Columns as wide as their widest cell, two spaces between them, nothing after the last cell of a line. That one may
+/// be as long as it likes: it widens no column.
 pub(crate) fn table(columns: &[&str], lines: impl Iterator<Item = Vec<String>>) -> String {
     let head = columns.iter().map(ToString::to_string).collect();
     let body = lines.map(|cells| cells.iter().map(|c| printable(c)).collect());
     let all: Vec<Vec<String>> = std::iter::once(head).chain(body).collect();
-    let width = |column: usize| all.iter().filter_map(|l| l.get(column)).map(|c| c.chars().count()).max().unwrap_or(0);
+    let inner =
+        |line: &Vec<String>, column: usize| if column + 1 < line.len() { line[column].chars().count() } else { 0 };
+    let width = |column: usize| all.iter().map(|line| inner(line, column)).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns.len()).map(width).collect();
     let mut out = String::new();
     for line in &all {

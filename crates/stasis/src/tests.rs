@@ -72,7 +72,8 @@ fn failures_in_words() {
         daemon(tonic::Code::FailedPrecondition, "the base image x is not here\npull it first"),
         daemon(tonic::Code::NotFound, "no such image"),
         daemon(tonic::Code::Unimplemented, ""),
-        daemon(tonic::Code::Unavailable, "connection closed"),
+        daemon(tonic::Code::Unavailable, "registry x cannot be reached"),
+        Failure::daemon("pull r", &tonic::Status::from_error(Box::new(std::io::Error::other("broken pipe")))),
         Failure::State("app is running: stop it first, or give --force".into()),
     ];
     let text = failures.map(|f| format!("{}\n[{}]", f.text(), f.exit_code())).join("\n");

@@ -52,7 +52,7 @@ pub(crate) fn rfc3339(ns: i64) -> Option<String> {
 
 /// The beginning of an ID, without the algorithm of a digest.
 pub(crate) fn short_id(id: &str) -> &str {
-    let id = id.split_once(':').map_or(id, |(_, hex)| hex);
+    let id = ["sha256:", "sha512:"].iter().find_map(|algorithm| id.strip_prefix(algorithm)).unwrap_or(id);
     id.get(..SHORT_ID).unwrap_or(id)
 }
 
@@ -100,5 +100,6 @@ mod tests {
     fn ids() {
         assert_eq!(short_id("sha256:0123456789abcdef"), "0123456789ab");
         assert_eq!(short_id("0123"), "0123");
+        assert_eq!(short_id("registry.local/app:1"), "registry.loc");
     }
 }

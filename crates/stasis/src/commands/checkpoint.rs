@@ -164,7 +164,7 @@ fn describe(value: &Value) -> String {
         ("Checkpointed", text("checkpointed")),
         ("Restored before", value["restored"].as_bool().filter(|r| *r).map(|_| "yes".to_owned())),
         ("Processes", processes),
-        ("Frozen", frozen),
+        ("Frozen by CRIU", frozen),
         ("Memory", number("memory_bytes").map(size)),
         ("Writable layer", number("rootfs_diff_bytes").map(size)),
         ("Total", number("total_bytes").map(size)),

@@ -35,7 +35,7 @@ impl From<Finding> for FindingRow {
 }
 
 impl Row for FindingRow {
-    const COLUMNS: &'static [&'static str] = &["SUBJECT", "LEVEL", "FOUND", "PATH", "CONSEQUENCE"];
+    const COLUMNS: &'static [&'static str] = &["SUBJECT", "LEVEL", "PATH", "FOUND"];
 
     fn id(&self) -> &str {
         &self.subject
@@ -43,13 +43,12 @@ impl Row for FindingRow {
 
     fn lines(&self, _now: Timestamp) -> Vec<Vec<String>> {
         let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
-        vec![vec![
-            self.subject.clone(),
-            self.level.to_owned(),
-            or_dash(&self.found),
-            or_dash(&self.path),
-            self.consequence.clone(),
-        ]]
+        let finding = vec![self.subject.clone(), self.level.to_owned(), or_dash(&self.path), or_dash(&self.found)];
+        let mut lines = vec![finding];
+        if !self.consequence.is_empty() {
+            lines.push(vec![String::new(), String::new(), self.consequence.clone()]);
+        }
+        lines
     }
 }
 

@@ -18,7 +18,7 @@ use super::{Batch, absolute};
 use crate::cli::Credentials;
 use crate::client::Client;
 use crate::failure::{Failure, Result};
-use crate::lookup;
+use crate::lookup::{self, FoundImage};
 use crate::output::{Output, Row};
 use crate::progress::{Progress, Report};
 use crate::units::{short_id, size};
@@ -123,7 +123,7 @@ pub(crate) async fn push(
     target: Option<String>,
     credentials: Option<RegistryCredentials>,
 ) -> Result<()> {
-    let image = lookup::image(client, image).await?;
+    let image = lookup::image(client, image).await?.name;
     let shown = target.clone().unwrap_or_else(|| image.clone());
     let request = PushImageRequest { image, target: target.unwrap_or_default(), credentials };
     let mut admin = client.admin.clone();
@@ -141,7 +141,7 @@ pub(crate) async fn import(client: &Client, output: Output, path: &Path, referen
 }
 
 pub(crate) async fn export(client: &Client, output: Output, image: &str, path: &Path) -> Result<()> {
-    let image = lookup::image(client, image).await?;
+    let image = lookup::image(client, image).await?.name;
     let request = ExportImageRequest { image: image.clone(), path: absolute(path)? };
     let mut admin = client.admin.clone();
     let result = follow(client, output, &format!("export {image}"), admin.export_image(request)).await?;
@@ -203,12 +203,12 @@ pub(crate) async fn remove(client: &Client, output: Output, wanted: &[String]) -
 }
 
 async fn remove_one(client: &Client, name: &str) -> Result<String> {
-    let image = lookup::image(client, name).await?;
-    let request = RemoveImageRequest { image: Some(ImageSpec { image: image.clone(), ..Default::default() }) };
+    let FoundImage { name: image, id } = lookup::image(client, name).await?;
+    let request = RemoveImageRequest { image: Some(ImageSpec { image, ..Default::default() }) };
     let mut images = client.images.clone();
     let call = images.remove_image(request);
     client.call_within(format!("remove the image {name}"), Some(REMOVE_TIMEOUT), call).await?;
-    Ok(image)
+    Ok(id)
 }
 
 #[cfg(test)]
