@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -70,6 +70,7 @@ struct Shared {
     config: Config,
     connections: Connections,
     tasks: Mutex<HashMap<String, Slot>>,
+    groups: Mutex<HashMap<PathBuf, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 /// An ID in use.
@@ -83,7 +84,12 @@ impl ShimRuntime {
     /// A runtime on that configuration. Touches nothing yet; tasks of an earlier daemon are found when they are asked
     /// for.
     pub fn new(config: Config) -> Self {
-        Self(Arc::new(Shared { config, connections: Connections::default(), tasks: Mutex::default() }))
+        Self(Arc::new(Shared {
+            config,
+            connections: Connections::default(),
+            tasks: Mutex::default(),
+            groups: Mutex::default(),
+        }))
     }
 
     /// Starts our shim for a pod, in the pod's directory (absolute, 0700, made by the caller), and the sandbox in it.
@@ -157,6 +163,28 @@ impl ShimRuntime {
         self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Held while a foreign shim is started and given a task, and while one is ended with its last task: the tasks of a
+    /// pod, whose bundles are beside each other, may share one, and a start must not be answered by one about to end.
+    async fn hold_group(&self, bundle: &Path) -> tokio::sync::OwnedMutexGuard<()> {
+        let group = {
+            let mut groups = self.0.groups.lock().unwrap_or_else(PoisonError::into_inner);
+            groups.retain(|_, group| group.strong_count() > 0);
+            let key = bundle.parent().unwrap_or(bundle).to_owned();
+            let known = groups.get(&key).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let new = Arc::default();
+                groups.insert(key, Arc::downgrade(&new));
+                new
+            })
+        };
+        group.lock_owned().await
+    }
+
+    fn bundle_dir(&self, task_id: &str, opts: &CreateOpts) -> PathBuf {
+        let default_dir = || Bundle::default_dir(&self.config().state_dir, opts.sandbox_id.as_deref(), task_id);
+        opts.bundle.clone().unwrap_or_else(default_dir)
+    }
+
     fn handle(&self, task: Arc<ShimTask>) -> Arc<dyn Task> {
         Arc::new(TaskHandle { task, runtime: self.clone() })
     }
@@ -228,8 +256,7 @@ impl ShimRuntime {
     async fn create_reserved(&self, task_id: &str, opts: CreateOpts) -> Result<Arc<ShimTask>> {
         check_opts(&opts)?;
         let program = binary::find(&opts.runtime, self.config())?;
-        let default_dir = || Bundle::default_dir(&self.config().state_dir, opts.sandbox_id.as_deref(), task_id);
-        let dir = opts.bundle.clone().unwrap_or_else(default_dir);
+        let dir = self.bundle_dir(task_id, &opts);
         let sandbox_id = opts.address.as_ref().map(|_| opts.sandbox_id.clone().unwrap_or_default());
         let (spec, binary, sandbox) = (opts.spec.clone(), program.clone(), sandbox_id.clone());
         let bundle = blocking(move || Bundle::create(dir, &spec, &binary, sandbox.as_deref())).await?;
@@ -308,7 +335,9 @@ impl ShimRuntime {
             Err(error) if error.is_not_found() => task.exit.seen().ok_or(error),
             other => Ok(other?),
         };
+        let held = self.hold_group(&task.bundle.dir).await;
         self.end_own_shim(&task).await;
+        drop(held);
         let bundle = task.bundle.clone();
         blocking(move || bundle.remove()).await?;
         self.slots().remove(task_id);
@@ -372,6 +401,10 @@ impl PlatformRuntime for ShimRuntime {
         }
         let (this, id) = (self.clone(), task_id.to_owned());
         to_its_end(async move {
+            let _held = match opts.address {
+                Some(_) => None,
+                None => Some(this.hold_group(&this.bundle_dir(&id, &opts)).await),
+            };
             let created = this.create_reserved(&id, opts).await;
             let mut slots = this.slots();
             match created {
