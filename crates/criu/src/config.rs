@@ -40,6 +40,8 @@ pub struct OperationConfig {
     pub link_remap: bool,
     /// Largest deleted but open file whose content is kept, in bytes; CRIU's default is 1 MiB.
     pub ghost_limit: Option<u64>,
+    /// Longest time that CRIU may take to stop all processes, in seconds; its default is 10.
+    pub stop_seconds: Option<u32>,
     /// Security label of the restored tasks, in CRIU's form `apparmor:<profile>` or `selinux:<label>`; only ever from
     /// the live request.
     pub lsm_profile: Option<String>,
@@ -107,6 +109,9 @@ impl OperationConfig {
         }
         if let Some(limit) = self.ghost_limit {
             writeln!(text, "ghost-limit {limit}").expect("a string takes everything");
+        }
+        if let Some(seconds) = self.stop_seconds {
+            writeln!(text, "timeout {seconds}").expect("a string takes everything");
         }
         let script = self.action_script.as_ref().map(|path| path.to_string_lossy().into_owned());
         let values = [

@@ -24,6 +24,9 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// How much of the end of CRIU's log is read for the diagnosis.
 const LOG_MAX: u64 = 8 << 20;
 
+/// Diagnosis of a dump whose processes could not be stopped in time.
+const NOT_STOPPED: &str = "criu-timeout";
+
 /// `runc checkpoint` and what it started.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -33,6 +36,8 @@ pub(crate) struct Engine {
     status: Option<ExitStatus>,
     /// Whether CRIU may have touched the container.
     past_gate: bool,
+    /// Whether it failed for a reason that passes: a process could not be stopped in time.
+    pub(crate) passing: bool,
 }
 
 impl Engine {
@@ -57,7 +62,7 @@ impl Engine {
         call.capture().map_err(internal)?;
         let pid = call.spawn().map_err(engine_error)?;
         let ended = Pidfd::open(pid).map_err(internal)?;
-        Ok(Self { call: Some(call), pid, ended, status: None, past_gate: false })
+        Ok(Self { call: Some(call), pid, ended, status: None, past_gate: false, passing: false })
     }
 
     /// Waits up to `limit` for the end: whether it has come.
@@ -98,7 +103,9 @@ impl Engine {
         let said = said.unwrap_or_else(|| internal("the OCI runtime ended without a reason"));
         match read_tail(&logs.join("dump.log")) {
             Some(log) => {
-                let message = format!("the container cannot be checkpointed: {}", diagnose(&log));
+                let diagnosis = diagnose(&log);
+                self.passing = diagnosis.code == NOT_STOPPED;
+                let message = format!("the container cannot be checkpointed: {diagnosis}");
                 ShimError { reason: Reason::Engine, message }
             }
             None => said,

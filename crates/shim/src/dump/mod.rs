@@ -60,37 +60,83 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
+/// How often a dump is tried whose processes could not be stopped. A process that slips between vfork and exec just then
+/// is one reason, and such a moment is short.
+const ATTEMPTS: u32 = 3;
+/// How long CRIU may take to stop all processes; the container stands still meanwhile. They are frozen already, and 300
+/// take a tenth of a second.
+const STOP_SECONDS: u32 = 3;
+
 fn run(job: &Job, started: Instant) -> Result<CheckpointReport, ShimError> {
     let stop = Stop::new(started, job.request.timeout_ms)?;
     let cgroups = Cgroups::probe().map_err(internal)?;
     let cgroup = cgroups.at(&job.cgroup);
-    let work = prepare(job)?;
+    prepare(job)?;
     let estimate = Estimate::of(&cgroup)?;
     estimate.check_space(&job.request.archive)?;
-    let gate = Gate::close(&job.bundle, &work.gate)?;
-    let mut engine = Engine::start(job, &work, cgroup_mode(job, cgroups.mode()))?;
-    let drain = Drain::start(&work.images, &estimate, &job.request.archive)?;
-    // CRIU has started meanwhile and waits for its configuration.
-    let open = match gate.wait(&mut engine, &stop)? {
-        Some(open) => open,
-        None => return Err(engine.failure(&work.logs)),
+    let mode = cgroup_mode(job, cgroups.mode());
+    let mut attempt = 1;
+    let (work, parts, frozen) = loop {
+        let work = Work::create(&job.work_dir.join(attempt.to_string()))?;
+        match dump(job, &work, &cgroup, mode, &estimate, &stop) {
+            Ok((parts, frozen)) => break (work, parts, frozen),
+            Err(failed) if failed.passing && attempt < ATTEMPTS => attempt += 1,
+            Err(failed) => return Err(failed.error),
+        }
     };
-    let frozen = Frozen::freeze(&cgroup, &stop)?;
-    let layer = Layer::start(&job.request.upper, &job.request.archive);
-    open.let_through(&config(job).text().map_err(internal)?)?;
-    engine.finish(&stop, &work.logs)?;
-    let layer = layer.finish();
-    let log_bytes = job.request.log.as_deref().map_or(0, archive::log_size);
-    let drained = drain.finish()?;
-    frozen.check(&cgroup)?;
     let hold = if job.request.leave_running {
         frozen.thaw()?;
         None
     } else {
         Some(frozen)
     };
-    let parts = Parts { layer: layer?, drained, log_bytes };
     finish(job, &work, parts, &stop, hold, &cgroup, started)
+}
+
+/// Why one attempt failed; the container runs again.
+struct Failed {
+    error: ShimError,
+    /// Whether another attempt may succeed.
+    passing: bool,
+}
+
+impl From<ShimError> for Failed {
+    fn from(error: ShimError) -> Self {
+        Self { error, passing: false }
+    }
+}
+
+/// Freezes the container and copies it. It is still frozen when this returns.
+fn dump(
+    job: &Job,
+    work: &Work,
+    cgroup: &Cgroup,
+    mode: stasis_oci_runtime::CgroupMode,
+    estimate: &Estimate,
+    stop: &Stop,
+) -> Result<(Parts, Frozen), Failed> {
+    let gate = Gate::close(&job.bundle, &work.gate)?;
+    let mut engine = Engine::start(job, work, mode)?;
+    let drain = Drain::start(&work.images, estimate, &job.request.archive)?;
+    // CRIU has started meanwhile and waits for its configuration.
+    let open = match gate.wait(&mut engine, stop)? {
+        Some(open) => open,
+        None => return Err(engine.failure(&work.logs).into()),
+    };
+    let frozen = Frozen::freeze(cgroup, stop)?;
+    let layer = Layer::start(&job.request.upper, &job.request.archive);
+    open.let_through(&config(job).text().map_err(internal)?)?;
+    if let Err(error) = engine.finish(stop, &work.logs) {
+        drop(frozen);
+        // Their memory is free before another attempt takes as much.
+        let _ = (layer.finish(), drain.finish());
+        return Err(Failed { error, passing: engine.passing });
+    }
+    let layer = layer.finish();
+    let log_bytes = job.request.log.as_deref().map_or(0, archive::log_size);
+    let drained = drain.finish()?;
+    frozen.check(cgroup)?;
+    Ok((Parts { layer: layer?, drained, log_bytes }, frozen))
 }
 
 /// Writes the archive while the container runs again, or before it is ended.
@@ -126,6 +172,20 @@ struct Work {
     runtime_logs: PathBuf,
 }
 
+impl Work {
+    /// Makes the directories of one attempt.
+    fn create(dir: &Path) -> Result<Self, ShimError> {
+        let sub = |name: &str| -> Result<PathBuf, ShimError> {
+            let path = dir.join(name);
+            fs::create_dir_all(&path)
+                .map_err(|error| internal(format!("cannot create {} for the checkpoint: {error}", path.display())))?;
+            Ok(path)
+        };
+        let gate = dir.join("criu.conf");
+        Ok(Self { images: sub("images")?, logs: sub("logs")?, runtime_logs: sub("runtime")?, gate })
+    }
+}
+
 /// Small images and logs: 7 files of 10 KiB a process and 1 MiB of log a GiB; also pages beyond the FIFOs.
 const WORK_BYTES: u64 = 4 << 30;
 
@@ -133,7 +193,7 @@ const WORK_BYTES: u64 = 4 << 30;
 const PRIORITY: i32 = -10;
 
 /// Moves the process to where the dump is taken, while it has one thread, and mounts its tmpfs.
-fn prepare(job: &Job) -> Result<Work, ShimError> {
+fn prepare(job: &Job) -> Result<(), ShimError> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |error: std::io::Error| internal(format!("cannot {what} for the checkpoint: {error}"))
@@ -151,15 +211,8 @@ fn prepare(job: &Job) -> Result<Work, ShimError> {
     thread::private_mounts().map_err(failed("make a mount namespace"))?;
     let dir = &job.work_dir;
     mount::tmpfs(dir, WORK_BYTES, 0o700, &[]).map_err(failed("mount a tmpfs"))?;
-    let sub = |name: &str| -> Result<PathBuf, ShimError> {
-        let path = dir.join(name);
-        fs::create_dir(&path).map_err(failed(&format!("create {}", path.display())))?;
-        Ok(path)
-    };
-    let work =
-        Work { images: sub("images")?, logs: sub("logs")?, runtime_logs: sub("runtime")?, gate: dir.join("criu.conf") };
     use_probe_cache(&job.runc_root);
-    Ok(work)
+    Ok(())
 }
 
 /// Without the cache CRIU probes the kernel for 30 ms, which is slower and nothing worse.
@@ -177,6 +230,7 @@ fn config(job: &Job) -> OperationConfig {
         network_lock: if outside && options.tcp_established { NetworkLock::Nftables } else { NetworkLock::Skip },
         file_locks: options.file_locks,
         tcp_established: options.tcp_established,
+        stop_seconds: Some(STOP_SECONDS),
         ..OperationConfig::default()
     }
 }

@@ -16,7 +16,10 @@ pub(super) struct Pipe(AsyncFd<OwnedFd>);
 
 impl Pipe {
     /// Makes the descriptor non-blocking: its open file description must not be shared with a process that minds.
-    #[expect(deprecated, reason = "the replacement is unsafe for types that may change their descriptor; OwnedFd does not")]
+    #[expect(
+        deprecated,
+        reason = "the replacement is unsafe for types that may change their descriptor; OwnedFd does not"
+    )]
     pub(super) fn new(fd: OwnedFd) -> Result<Pipe, Error> {
         let open = || {
             fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;

@@ -384,9 +384,11 @@ pub async fn call(pod: &Pod, method: &str, payload: Vec<u8>) -> ttrpc::Result<Ve
     Ok(pod.client.request(request).await?.payload)
 }
 
+/// The messages in a CRI log. A line that is just being written is left out.
 pub fn messages(log: &str) -> String {
     let mut text = String::new();
-    for line in log.lines() {
+    let whole = log.rfind('\n').map_or("", |end| &log[..end]);
+    for line in whole.lines() {
         let [_, _, tag, message] = line.splitn(4, ' ').collect::<Vec<_>>()[..] else {
             panic!("no CRI log line: {line}")
         };
