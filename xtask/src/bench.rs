@@ -16,7 +16,7 @@ use crate::compile;
 use crate::engines;
 use crate::images;
 use crate::layout::Image;
-use crate::node::{Ground, Network, Node, Runtime};
+use crate::node::{Ground, Network, Node, Runtime, Setup};
 use crate::places::Places;
 use crate::registry::Registry;
 
@@ -53,11 +53,11 @@ pub(crate) async fn run(places: &Places, options: &Options) -> Result<()> {
     let ground = Ground::clear(places, "peer")?;
     let registry = Registry::start(&places.engines(), &ground.registry())?;
     let pause = push(places, &registry, "pause")?;
-    let network = Network { masquerade: true };
-    let mut nodes = vec![Node::start(places, ground, Runtime::Containerd, network, &pause).await?];
+    let setup = Setup { network: Network::Masquerade, sandbox_image: pause, ..Setup::default() };
+    let mut nodes = vec![Node::start(places, ground, Runtime::Containerd, &setup).await?];
     if !options.peer_only {
         let ground = Ground::clear(places, "bench")?;
-        nodes.push(Node::start(places, ground, Runtime::Stasis, network, &pause).await?);
+        nodes.push(Node::start(places, ground, Runtime::Stasis, &setup).await?);
     }
     let measured = measure(places, options, &registry, &mut nodes).await;
     drop(registry);

@@ -1,6 +1,7 @@
 //! A direct CRI client: gRPC over a unix socket, the same for every runtime. Knows nothing of who listens.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use stasis_cri_api::runtime::*;
 use stasis_cri_api::stasis::admin_client::AdminClient;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
 /// Longest call: a gigabyte of memory on a busy machine.
 const CALL: Duration = Duration::from_secs(300);
@@ -22,29 +24,35 @@ const POLL: Duration = Duration::from_millis(2);
 
 /// The services behind one socket.
 #[derive(Clone, Debug)]
-pub(crate) struct Cri {
+pub struct Cri {
     channel: Channel,
-    runtime: RuntimeServiceClient<Channel>,
-    images: ImageServiceClient<Channel>,
+    /// The bare service, for calls that have no method here.
+    pub runtime: RuntimeServiceClient<Channel>,
+    /// The bare service, for calls that have no method here.
+    pub images: ImageServiceClient<Channel>,
 }
 
 /// A container and where its log is.
 #[derive(Clone, Debug)]
-pub(crate) struct Container {
-    pub(crate) id: String,
-    pub(crate) log: PathBuf,
+pub struct Container {
+    /// Its ID.
+    pub id: String,
+    /// Its log file.
+    pub log: PathBuf,
 }
 
 /// A pod sandbox and what it was made of.
 #[derive(Clone, Debug)]
-pub(crate) struct Pod {
-    pub(crate) id: String,
-    pub(crate) config: PodSandboxConfig,
+pub struct Pod {
+    /// Its ID.
+    pub id: String,
+    /// What it was asked for with.
+    pub config: PodSandboxConfig,
 }
 
 impl Cri {
     /// Connects to the socket at `path`.
-    pub(crate) async fn connect(path: &Path) -> Result<Self> {
+    pub async fn connect(path: &Path) -> Result<Self> {
         let socket = path.to_path_buf();
         let connector = tower::service_fn(move |_| {
             let socket = socket.clone();
@@ -59,18 +67,18 @@ impl Cri {
     }
 
     /// The administration interface; only stasisd has one.
-    pub(crate) fn admin(&self) -> AdminClient<Channel> {
+    pub fn admin(&self) -> AdminClient<Channel> {
         AdminClient::new(self.channel.clone())
     }
 
     /// `NAME VERSION` of the runtime.
-    pub(crate) async fn version(&mut self) -> Result<String> {
+    pub async fn version(&mut self) -> Result<String> {
         let version = self.runtime.version(VersionRequest { version: "v1".into() }).await.map_err(said)?.into_inner();
         Ok(format!("{} {}", version.runtime_name, version.runtime_version))
     }
 
     /// Whether the runtime and its network are ready; if not, the reason is the error.
-    pub(crate) async fn ready(&mut self) -> Result<()> {
+    pub async fn ready(&mut self) -> Result<()> {
         let status = self.runtime.status(StatusRequest { verbose: false }).await.map_err(said)?.into_inner();
         let conditions = status.status.map(|status| status.conditions).unwrap_or_default();
         match conditions.iter().find(|condition| {
@@ -82,62 +90,71 @@ impl Cri {
     }
 
     /// PullImage; returns the image's ID.
-    pub(crate) async fn pull(&mut self, reference: &str) -> Result<String> {
+    pub async fn pull(&mut self, reference: &str) -> Result<String> {
         let request = PullImageRequest { image: Some(image(reference)), auth: None, sandbox_config: None };
         let answer = self.images.pull_image(request).await.map_err(said);
         Ok(answer.with_context(|| format!("pull {reference}"))?.into_inner().image_ref)
     }
 
     /// RemoveImage.
-    pub(crate) async fn remove_image(&mut self, reference: &str) -> Result<()> {
+    pub async fn remove_image(&mut self, reference: &str) -> Result<()> {
         let request = RemoveImageRequest { image: Some(image(reference)) };
         self.images.remove_image(request).await.map_err(said).with_context(|| format!("remove {reference}"))?;
         Ok(())
     }
 
     /// ListImages: the tags of each image, or its ID.
-    pub(crate) async fn list_images(&mut self) -> Result<Vec<String>> {
+    pub async fn list_images(&mut self) -> Result<Vec<String>> {
         let answer = self.images.list_images(ListImagesRequest { filter: None }).await.map_err(said)?.into_inner();
         Ok(answer.images.into_iter().map(|image| image.repo_tags.into_iter().next().unwrap_or(image.id)).collect())
     }
 
-    /// RunPodSandbox.
-    pub(crate) async fn run_pod(&mut self, config: PodSandboxConfig) -> Result<Pod> {
-        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+    /// RunPodSandbox with the default runtime handler.
+    pub async fn run_pod(&mut self, config: PodSandboxConfig) -> Result<Pod> {
+        self.run_pod_with(config, "").await
+    }
+
+    /// RunPodSandbox with a runtime handler.
+    pub async fn run_pod_with(&mut self, config: PodSandboxConfig, handler: &str) -> Result<Pod> {
+        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.to_owned() };
         let answer = self.runtime.run_pod_sandbox(request).await.map_err(said).context("RunPodSandbox")?;
         Ok(Pod { id: answer.into_inner().pod_sandbox_id, config })
     }
 
     /// StopPodSandbox.
-    pub(crate) async fn stop_pod(&mut self, id: &str) -> Result<()> {
+    pub async fn stop_pod(&mut self, id: &str) -> Result<()> {
         let request = StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
         self.runtime.stop_pod_sandbox(request).await.map_err(said).context("StopPodSandbox")?;
         Ok(())
     }
 
     /// RemovePodSandbox.
-    pub(crate) async fn remove_pod(&mut self, id: &str) -> Result<()> {
+    pub async fn remove_pod(&mut self, id: &str) -> Result<()> {
         let request = RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
         self.runtime.remove_pod_sandbox(request).await.map_err(said).context("RemovePodSandbox")?;
         Ok(())
     }
 
     /// ListPodSandbox: the IDs of all pods.
-    pub(crate) async fn list_pods(&mut self) -> Result<Vec<String>> {
+    pub async fn list_pods(&mut self) -> Result<Vec<String>> {
         let answer = self.runtime.list_pod_sandbox(ListPodSandboxRequest { filter: None }).await.map_err(said)?;
         Ok(answer.into_inner().items.into_iter().map(|pod| pod.id).collect())
     }
 
-    /// The pod's address in its network.
-    pub(crate) async fn pod_address(&mut self, id: &str) -> Result<String> {
+    /// PodSandboxStatus.
+    pub async fn pod_status(&mut self, id: &str) -> Result<PodSandboxStatus> {
         let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
         let answer = self.runtime.pod_sandbox_status(request).await.map_err(said).context("PodSandboxStatus")?;
-        let network = answer.into_inner().status.and_then(|status| status.network);
-        Ok(network.map(|network| network.ip).unwrap_or_default())
+        answer.into_inner().status.context("PodSandboxStatus has no status")
+    }
+
+    /// The pod's address in its network.
+    pub async fn pod_address(&mut self, id: &str) -> Result<String> {
+        Ok(self.pod_status(id).await?.network.map(|network| network.ip).unwrap_or_default())
     }
 
     /// CreateContainer.
-    pub(crate) async fn create(&mut self, pod: &Pod, config: ContainerConfig) -> Result<Container> {
+    pub async fn create(&mut self, pod: &Pod, config: ContainerConfig) -> Result<Container> {
         let log = Path::new(&pod.config.log_directory).join(&config.log_path);
         let request = CreateContainerRequest {
             pod_sandbox_id: pod.id.clone(),
@@ -149,14 +166,41 @@ impl Cri {
     }
 
     /// StartContainer.
-    pub(crate) async fn start(&mut self, container: &Container) -> Result<()> {
+    pub async fn start(&mut self, container: &Container) -> Result<()> {
         let request = StartContainerRequest { container_id: container.id.clone() };
         self.runtime.start_container(request).await.map_err(said).context("StartContainer")?;
         Ok(())
     }
 
+    /// StopContainer with a grace period in seconds.
+    pub async fn stop(&mut self, container: &Container, grace: i64) -> Result<()> {
+        let request = StopContainerRequest { container_id: container.id.clone(), timeout: grace };
+        self.runtime.stop_container(request).await.map_err(said).context("StopContainer")?;
+        Ok(())
+    }
+
+    /// RemoveContainer.
+    pub async fn remove(&mut self, container: &Container) -> Result<()> {
+        let request = RemoveContainerRequest { container_id: container.id.clone() };
+        self.runtime.remove_container(request).await.map_err(said).context("RemoveContainer")?;
+        Ok(())
+    }
+
+    /// ContainerStatus.
+    pub async fn status(&mut self, container: &Container) -> Result<ContainerStatus> {
+        let request = ContainerStatusRequest { container_id: container.id.clone(), verbose: false };
+        let answer = self.runtime.container_status(request).await.map_err(said).context("ContainerStatus")?;
+        answer.into_inner().status.context("ContainerStatus has no status")
+    }
+
+    /// ListContainers: those that pass a filter.
+    pub async fn list(&mut self, filter: ContainerFilter) -> Result<Vec<stasis_cri_api::runtime::Container>> {
+        let request = ListContainersRequest { filter: Some(filter) };
+        Ok(self.runtime.list_containers(request).await.map_err(said)?.into_inner().containers)
+    }
+
     /// CheckpointContainer, which leaves the container running.
-    pub(crate) async fn checkpoint(&mut self, container: &Container, archive: &Path) -> Result<()> {
+    pub async fn checkpoint(&mut self, container: &Container, archive: &Path) -> Result<()> {
         let request = CheckpointContainerRequest {
             container_id: container.id.clone(),
             location: archive.display().to_string(),
@@ -167,7 +211,7 @@ impl Cri {
     }
 
     /// ExecSync; returns standard output, and an exit code other than 0 is an error.
-    pub(crate) async fn exec(&mut self, container: &Container, command: &[&str]) -> Result<String> {
+    pub async fn exec(&mut self, container: &Container, command: &[&str]) -> Result<String> {
         let request = ExecSyncRequest {
             container_id: container.id.clone(),
             cmd: command.iter().map(|word| (*word).to_owned()).collect(),
@@ -184,7 +228,7 @@ impl Cri {
 }
 
 /// A pod's configuration as the kubelet would send it.
-pub(crate) fn pod_config(name: &str, logs: &Path, cgroup_parent: &str) -> PodSandboxConfig {
+pub fn pod_config(name: &str, logs: &Path, cgroup_parent: &str) -> PodSandboxConfig {
     PodSandboxConfig {
         metadata: Some(PodSandboxMetadata {
             name: name.to_owned(),
@@ -207,7 +251,7 @@ pub(crate) fn pod_config(name: &str, logs: &Path, cgroup_parent: &str) -> PodSan
 }
 
 /// A container's configuration as the kubelet would send it; without `arguments` the image's own command runs.
-pub(crate) fn container_config(name: &str, reference: &str, arguments: &[&str]) -> ContainerConfig {
+pub fn container_config(name: &str, reference: &str, arguments: &[&str]) -> ContainerConfig {
     ContainerConfig {
         metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
         image: Some(image(reference)),
@@ -244,7 +288,7 @@ fn image(reference: &str) -> ImageSpec {
 }
 
 /// The messages of a container's log so far, without time and stream; none if there is no log yet.
-pub(crate) fn messages(log: &Path) -> Vec<String> {
+pub fn messages(log: &Path) -> Vec<String> {
     let text = fs::read_to_string(log).unwrap_or_default();
     // A line that is being written has no end yet.
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
@@ -252,7 +296,7 @@ pub(crate) fn messages(log: &Path) -> Vec<String> {
 }
 
 /// The messages of a container's log with their times.
-pub(crate) fn stamped_messages(log: &Path) -> Result<Vec<(jiff::Timestamp, String)>> {
+pub fn stamped_messages(log: &Path) -> Result<Vec<(jiff::Timestamp, String)>> {
     let text = fs::read_to_string(log).with_context(|| format!("read {}", log.display()))?;
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let parse = |line: &str| -> Result<(jiff::Timestamp, String)> {
@@ -265,7 +309,7 @@ pub(crate) fn stamped_messages(log: &Path) -> Result<Vec<(jiff::Timestamp, Strin
 }
 
 /// Waits until `found` sees in the log's messages what it looks for.
-pub(crate) async fn await_message<T>(
+pub async fn await_message<T>(
     log: &Path,
     limit: Duration,
     what: &str,
@@ -286,6 +330,30 @@ pub(crate) async fn await_message<T>(
 }
 
 /// A gRPC status in words.
-fn said(status: tonic::Status) -> anyhow::Error {
-    anyhow::anyhow!("{:?}: {}", status.code(), status.message())
+#[derive(Debug)]
+struct Said(Status);
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.0.code(), self.0.message())
+    }
+}
+
+impl std::error::Error for Said {}
+
+fn said(status: Status) -> anyhow::Error {
+    Said(status).into()
+}
+
+/// The code and the words with which a runtime refused a call of [`Cri`].
+///
+/// # Errors
+/// The call's own result where it was not refused by a runtime.
+pub fn refusal<T: fmt::Debug>(result: Result<T>) -> Result<(Code, String)> {
+    let error = match result {
+        Ok(value) => bail!("it was not refused, the answer is {value:?}"),
+        Err(error) => error,
+    };
+    let Said(status) = error.downcast::<Said>()?;
+    Ok((status.code(), status.message().to_owned()))
 }

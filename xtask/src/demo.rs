@@ -19,7 +19,7 @@ use crate::cri::{Container, Pod, await_message, container_config, messages, stam
 use crate::engines;
 use crate::images;
 use crate::layout::Image;
-use crate::node::{Ground, Network, Node, Runtime};
+use crate::node::{Ground, Node, Runtime, Setup};
 use crate::places::Places;
 use crate::process::{LONG, run as run_program};
 use crate::registry::Registry;
@@ -95,8 +95,7 @@ pub(crate) async fn run(places: &Places, options: &Options) -> Result<()> {
     report.detail(&format!("{} and {}", sources[0], sources[1]));
 
     report.step("Start stasisd in directories of its own");
-    let network = Network { masquerade: false };
-    let mut node = Node::start(places, ground, Runtime::Stasis, network, "").await?;
+    let mut node = Node::start(places, ground, Runtime::Stasis, &Setup::default()).await?;
     report.detail(&format!("{} on {}", node.cri.version().await?, node.ground.socket().display()));
 
     let mut demo = Demo { places, registry: &registry, node: &mut node, report: &mut report };
@@ -330,7 +329,7 @@ impl Demo<'_> {
     }
 
     fn stasis(&self, arguments: &[&str]) -> Result<()> {
-        let mut command = Command::new(compile::command_line(self.places));
+        let mut command = Command::new(self.places.command_line());
         command.arg("--address").arg(self.node.ground.socket()).args(arguments);
         run_program(&mut command, LONG)?;
         Ok(())

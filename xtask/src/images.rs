@@ -27,7 +27,7 @@ const REDIS_UID: u64 = 999;
 const REDIS_CONFIGURATION: &str = "bind 0.0.0.0\nport 6379\nprotected-mode no\nsave \"\"\nappendonly no\ndir /data\n";
 
 /// The file of one image.
-pub(crate) fn path(places: &Places, name: &str) -> PathBuf {
+pub fn path(places: &Places, name: &str) -> PathBuf {
     places.images().join(format!("{name}.tar"))
 }
 

@@ -20,11 +20,13 @@ const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// A blob and where its bytes are.
 #[derive(Clone, Debug)]
-pub(crate) struct Blob {
+pub struct Blob {
     /// `sha256:…`
-    pub(crate) digest: String,
-    pub(crate) size: u64,
-    pub(crate) media_type: &'static str,
+    pub digest: String,
+    /// In bytes.
+    pub size: u64,
+    /// What the bytes are.
+    pub media_type: &'static str,
     source: Source,
 }
 
@@ -49,7 +51,7 @@ impl Blob {
     }
 
     /// The blob's bytes from the beginning.
-    pub(crate) fn reader(&self) -> Result<Box<dyn Read + '_>> {
+    pub fn reader(&self) -> Result<Box<dyn Read + '_>> {
         Ok(match &self.source {
             Source::Bytes(bytes) => Box::new(bytes.as_slice()),
             Source::File(path) => Box::new(File::open(path).with_context(|| format!("open {}", path.display()))?),
@@ -63,14 +65,14 @@ impl Blob {
 
 /// A layer: its blob and the digest of its uncompressed bytes.
 #[derive(Clone, Debug)]
-pub(crate) struct Layer {
+pub struct Layer {
     blob: Blob,
     diff_id: String,
 }
 
 impl Layer {
     /// A tar file as it is, uncompressed.
-    pub(crate) fn of_tar(path: &Path) -> Result<Self> {
+    pub fn of_tar(path: &Path) -> Result<Self> {
         let blob = Blob::of_file(LAYER, path)?;
         Ok(Self { diff_id: blob.digest.clone(), blob })
     }
@@ -78,15 +80,16 @@ impl Layer {
 
 /// A complete image.
 #[derive(Clone, Debug)]
-pub(crate) struct Image {
+pub struct Image {
     /// Layers and configuration.
-    pub(crate) blobs: Vec<Blob>,
-    pub(crate) manifest: Blob,
+    pub blobs: Vec<Blob>,
+    /// What names all of them.
+    pub manifest: Blob,
 }
 
 impl Image {
     /// An image of these layers; `run` is the `config` object of the image configuration (User, Env, Cmd, …).
-    pub(crate) fn new(layers: Vec<Layer>, run: &Value, annotations: &BTreeMap<&str, String>) -> Result<Self> {
+    pub fn new(layers: Vec<Layer>, run: &Value, annotations: &BTreeMap<&str, String>) -> Result<Self> {
         let config = json!({
             "architecture": architecture()?,
             "os": "linux",
@@ -109,7 +112,7 @@ impl Image {
     }
 
     /// Writes the image as an OCI layout in a tar; `reference` is the name that the layout's index gives it.
-    pub(crate) fn write(&self, path: &Path, reference: &str) -> Result<()> {
+    pub fn write(&self, path: &Path, reference: &str) -> Result<()> {
         let mut descriptor = self.manifest.descriptor();
         descriptor["annotations"] =
             json!({ "org.opencontainers.image.ref.name": reference, "io.containerd.image.name": reference });
@@ -129,7 +132,7 @@ impl Image {
     }
 
     /// Reads what [`Image::write`] wrote.
-    pub(crate) fn read(path: &Path) -> Result<Self> {
+    pub fn read(path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
         let mut files = BTreeMap::new();
         for entry in tar::Archive::new(file).entries()? {
@@ -158,7 +161,7 @@ impl Image {
 
 /// What will be a layer: files by path, without a leading slash.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Tree {
+pub struct Tree {
     entries: BTreeMap<String, Entry>,
 }
 
@@ -178,19 +181,19 @@ enum Kind {
 
 impl Tree {
     /// Adds a directory and those above it.
-    pub(crate) fn directory(&mut self, path: &str, mode: u32, owner: u64) {
+    pub fn directory(&mut self, path: &str, mode: u32, owner: u64) {
         self.parents(path);
         self.entries.insert(path.to_owned(), Entry { mode, owner, kind: Kind::Directory });
     }
 
     /// Adds a file of root's.
-    pub(crate) fn file(&mut self, path: &str, mode: u32, bytes: impl Into<Vec<u8>>) {
+    pub fn file(&mut self, path: &str, mode: u32, bytes: impl Into<Vec<u8>>) {
         self.parents(path);
         self.entries.insert(path.to_owned(), Entry { mode, owner: 0, kind: Kind::File(bytes.into()) });
     }
 
     /// Adds a symbolic link.
-    pub(crate) fn link(&mut self, path: &str, target: &str) {
+    pub fn link(&mut self, path: &str, target: &str) {
         self.parents(path);
         self.entries.insert(path.to_owned(), Entry { mode: 0o777, owner: 0, kind: Kind::Link(target.to_owned()) });
     }
@@ -203,7 +206,7 @@ impl Tree {
     }
 
     /// The tree as a gzip layer.
-    pub(crate) fn layer(&self) -> Result<Layer> {
+    pub fn layer(&self) -> Result<Layer> {
         let mut tar = tar::Builder::new(Vec::new());
         for (path, entry) in &self.entries {
             let mut header = tar::Header::new_gnu();
@@ -237,7 +240,7 @@ impl Tree {
 }
 
 /// Bytes in lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

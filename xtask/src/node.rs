@@ -8,7 +8,9 @@ mod runtimes;
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,7 +21,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-pub(crate) use self::runtimes::Runtime;
+pub use self::runtimes::Runtime;
 
 use crate::cri::{Cri, pod_config};
 use crate::debian::remove_tree;
@@ -42,26 +44,54 @@ const TREE_DIGITS: usize = 4;
 
 /// A running node.
 #[derive(Debug)]
-pub(crate) struct Node {
-    pub(crate) runtime: Runtime,
-    pub(crate) cri: Cri,
-    pub(crate) ground: Ground,
-    interfaces_before: Vec<String>,
+pub struct Node {
+    /// Whose daemon it is.
+    pub runtime: Runtime,
+    /// A client of the daemon.
+    pub cri: Cri,
+    /// Names and places.
+    pub ground: Ground,
+    command: Command,
     daemon: Child,
+    _subnet: Option<Subnet>,
+}
+
+/// What differs from node to node.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The pods' network.
+    pub network: Network,
+    /// Image of containerd's pause process; ours needs none.
+    pub sandbox_image: String,
+    /// `level` under `[checkpoint]` in our configuration.
+    pub checkpoint_level: &'static str,
+    /// What is appended to our configuration.
+    pub more: String,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            network: Network::Bridge,
+            sandbox_image: String::new(),
+            checkpoint_level: "checkpoint_restore",
+            more: String::new(),
+        }
+    }
 }
 
 /// A node's names and places, cleared of what an earlier node of that name left. Nobody else has them as long as
 /// this value lives.
 #[derive(Debug)]
-pub(crate) struct Ground {
+pub struct Ground {
     /// `NAME-TREE`: unique on this machine.
-    pub(crate) name: String,
+    pub name: String,
     /// Below the development directory: all that is on disk.
-    pub(crate) disk: PathBuf,
+    pub disk: PathBuf,
     /// Below `/run`: sockets, whose paths must be short.
-    pub(crate) run: PathBuf,
+    pub run: PathBuf,
     /// Parent of all cgroups of its pods.
-    pub(crate) cgroup_parent: String,
+    pub cgroup_parent: String,
     /// Where the daemon's log goes after a failure.
     last_log: PathBuf,
     busybox: PathBuf,
@@ -70,7 +100,10 @@ pub(crate) struct Ground {
 
 impl Ground {
     /// Takes the name for this process and clears it.
-    pub(crate) fn clear(places: &Places, name: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// Where another process has the name, or something of an earlier node cannot be taken away.
+    pub fn clear(places: &Places, name: &str) -> Result<Self> {
         if name.len() > NAME_MAX {
             bail!("the node's name {name} is longer than {NAME_MAX} characters");
         }
@@ -100,7 +133,10 @@ impl Ground {
     }
 
     /// Removes everything of the node by force.
-    pub(crate) fn sweep(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// Where the system refuses to take something away.
+    pub fn sweep(&self) -> Result<()> {
         remains::sweep(self)
     }
 
@@ -110,68 +146,77 @@ impl Ground {
     }
 
     /// For a registry beside the node.
-    pub(crate) fn registry(&self) -> PathBuf {
+    pub fn registry(&self) -> PathBuf {
         self.disk.join("registry")
     }
 
     /// The runtime's persistent state.
-    pub(crate) fn root(&self) -> PathBuf {
+    pub fn root(&self) -> PathBuf {
         self.disk.join("root")
     }
 
     /// The runtime's state until the next boot.
-    pub(crate) fn state(&self) -> PathBuf {
+    pub fn state(&self) -> PathBuf {
         self.run.join("state")
     }
 
     /// The runtime's socket.
-    pub(crate) fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.run.join("cri.sock")
     }
 
     /// The daemon's log.
-    pub(crate) fn log(&self) -> PathBuf {
+    pub fn log(&self) -> PathBuf {
         self.disk.join("daemon.log")
     }
 
     /// The pods' logs.
-    pub(crate) fn pod_logs(&self) -> PathBuf {
+    pub fn pod_logs(&self) -> PathBuf {
         self.disk.join("logs")
     }
 
     /// For checkpoint archives.
-    pub(crate) fn archives(&self) -> PathBuf {
+    pub fn archives(&self) -> PathBuf {
         self.disk.join("checkpoints")
     }
 
+    /// Addresses given to pods.
+    fn addresses(&self) -> PathBuf {
+        self.disk.join("addresses")
+    }
+
     /// Network configurations.
-    pub(crate) fn cni(&self) -> PathBuf {
+    pub fn cni(&self) -> PathBuf {
         self.disk.join("cni")
     }
 }
 
 /// The pods' network of a node.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Network {
-    /// Address translation for what leaves the machine, and port mappings: what nodes usually have.
-    pub(crate) masquerade: bool,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// None is configured, and the node is not ready for pods.
+    Absent,
+    /// A bridge.
+    Bridge,
+    /// A bridge with address translation for what leaves the machine, and port mappings: what nodes usually have.
+    Masquerade,
 }
 
 impl Node {
     /// Starts the daemon and waits until it is ready.
-    pub(crate) async fn start(
-        places: &Places,
-        ground: Ground,
-        runtime: Runtime,
-        network: Network,
-        sandbox_image: &str,
-    ) -> Result<Self> {
-        write_network(&ground, network)?;
-        let interfaces_before = remains::interfaces()?;
-        let mut command = runtime.command(places, &ground, sandbox_image)?;
-        let mut daemon = spawn(&mut command, places, &ground)?;
-        match connect(&mut daemon, &ground).await {
-            Ok(cri) => Ok(Self { runtime, cri, ground, interfaces_before, daemon }),
+    ///
+    /// # Errors
+    /// Where it does not start, with the end of its log.
+    pub async fn start(places: &Places, ground: Ground, runtime: Runtime, setup: &Setup) -> Result<Self> {
+        let subnet = match setup.network {
+            Network::Absent => None,
+            network => Some(write_network(&ground, network)?),
+        };
+        let mut command = runtime.command(places, &ground, setup)?;
+        command.env("PATH", path_with(&places.engines())).current_dir(&ground.disk);
+        let mut daemon = spawn(&mut command, &ground)?;
+        match connect(&mut daemon, &ground, subnet.is_some()).await {
+            Ok(cri) => Ok(Self { runtime, cri, ground, command, daemon, _subnet: subnet }),
             Err(error) => {
                 // It may have ended by itself; the error to report is why it is not ready.
                 let _ = daemon.kill();
@@ -182,35 +227,67 @@ impl Node {
         }
     }
 
+    /// Ends the daemon as a crash would, by SIGKILL, and leaves everything else.
+    ///
+    /// # Errors
+    /// Where the system refuses.
+    pub fn kill_daemon(&mut self) -> Result<()> {
+        self.daemon.kill().context("kill the daemon")?;
+        self.daemon.wait().context("reap the daemon")?;
+        Ok(())
+    }
+
+    /// Starts the daemon again after its end, and connects anew.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn restart_daemon(&mut self) -> Result<()> {
+        self.daemon = spawn(&mut self.command, &self.ground)?;
+        self.cri = connect(&mut self.daemon, &self.ground, self._subnet.is_some()).await?;
+        Ok(())
+    }
+
     /// Process ID of the daemon.
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.daemon.id()
     }
 
     /// Process IDs of the node's shims.
-    pub(crate) fn shims(&self) -> Result<Vec<u32>> {
-        let run = self.ground.run.display().to_string();
-        remains::processes(|process| process.program.starts_with("containerd-shim") && process.arguments.contains(&run))
+    ///
+    /// # Errors
+    /// Where the processes cannot be listed.
+    pub fn shims(&self) -> Result<Vec<u32>> {
+        let run = &self.ground.run;
+        let text = run.display().to_string();
+        remains::processes(|process| {
+            let named = process.arguments.contains(&text) || process.directory.starts_with(run);
+            process.program.starts_with("containerd-shim") && named
+        })
     }
 
     /// Configuration of a pod on this node.
-    pub(crate) fn pod_config(&self, pod: &str) -> stasis_cri_api::runtime::PodSandboxConfig {
+    pub fn pod_config(&self, pod: &str) -> stasis_cri_api::runtime::PodSandboxConfig {
         pod_config(pod, &self.ground.pod_logs(), &self.ground.cgroup_parent)
     }
 
     /// Stops and removes all pods, ends the daemon, and returns what is left of the node then: mounts, processes,
-    /// cgroups, interfaces. Afterwards nothing is: the rest is removed by force.
-    pub(crate) async fn stop(mut self) -> Result<Vec<String>> {
+    /// cgroups, interfaces, files. Afterwards nothing is: the rest is removed by force.
+    ///
+    /// # Errors
+    /// Where a pod cannot be removed, or the daemon does not end in order.
+    pub async fn stop(mut self) -> Result<Vec<String>> {
         let ended = self.end().await;
-        let left = remains::find(&self.ground, &self.interfaces_before);
-        self.save_log()?;
+        let left = remains::find(&self.ground);
+        if ended.is_err() || left.as_ref().map_or(true, |left| !left.is_empty()) {
+            self.save_log()?;
+        }
         self.ground.sweep()?;
         ended?;
         left
     }
 
     /// Leaves everything running, for a person to look at.
-    pub(crate) fn keep(self) {
+    pub fn keep(self) {
         // A daemon that outlives this process is nobody's to reap here.
         std::mem::forget(self);
     }
@@ -220,15 +297,17 @@ impl Node {
             self.cri.stop_pod(&pod).await?;
             self.cri.remove_pod(&pod).await?;
         }
-        terminate(&mut self.daemon).with_context(|| format!("stop {}", self.runtime.name()))?;
-        // The bridge is made by the plugin at the first pod, and no plugin removes it.
-        remains::remove_interface(&self.ground.busybox, &self.ground.bridge())
+        terminate(&mut self.daemon).with_context(|| format!("stop {}", self.runtime.name()))
     }
 
-    /// Keeps the daemon's log beyond the node's end.
+    /// Keeps the logs of the daemon and of the shims that are left beyond the node's end.
     fn save_log(&self) -> Result<()> {
-        fs::copy(self.ground.log(), &self.ground.last_log).context("keep the daemon's log")?;
-        Ok(())
+        let mut log = fs::read(self.ground.log()).context("read the daemon's log")?;
+        for pod in fs::read_dir(self.ground.state().join("pods")).into_iter().flatten().flatten() {
+            log.extend(format!("--- shim of pod {}\n", pod.file_name().display()).into_bytes());
+            log.extend(fs::read(pod.path().join("shim.log")).unwrap_or_default());
+        }
+        fs::write(&self.ground.last_log, log).context("keep the logs")
     }
 }
 
@@ -244,30 +323,40 @@ impl Drop for Node {
     }
 }
 
-fn write_network(ground: &Ground, network: Network) -> Result<()> {
+/// A subnet that no other node on this machine takes as long as this value lives.
+#[derive(Debug)]
+struct Subnet {
+    text: String,
+    /// A name of the kernel's that one process alone can have, and that ends with it.
+    _lock: UnixListener,
+}
+
+fn write_network(ground: &Ground, network: Network) -> Result<Subnet> {
     let subnet = free_subnet()?;
+    let masquerade = network == Network::Masquerade;
     let mut plugins = vec![json!({
         "type": "bridge",
         "bridge": ground.bridge(),
         "isGateway": true,
-        "ipMasq": network.masquerade,
+        "ipMasq": masquerade,
         "ipam": {
             "type": "host-local",
-            "dataDir": ground.disk.join("addresses"),
-            "ranges": [[{ "subnet": subnet }]],
+            "dataDir": ground.addresses(),
+            "ranges": [[{ "subnet": subnet.text }]],
             "routes": [{ "dst": "0.0.0.0/0" }],
         },
     })];
-    if network.masquerade {
+    if masquerade {
         plugins.push(json!({ "type": "portmap", "capabilities": { "portMappings": true } }));
     }
     let list = json!({ "cniVersion": "1.0.0", "name": format!("stasis-{}", ground.name), "plugins": plugins });
     let path = ground.cni().join("10-bridge.conflist");
-    fs::write(&path, serde_json::to_vec_pretty(&list)?).with_context(|| format!("write {}", path.display()))
+    fs::write(&path, serde_json::to_vec_pretty(&list)?).with_context(|| format!("write {}", path.display()))?;
+    Ok(subnet)
 }
 
-/// A subnet of 10.88.0.0/16 that no route of this machine leads to.
-fn free_subnet() -> Result<String> {
+/// A subnet of 10.88.0.0/16 that no route of this machine leads to, and that no other node is about to take.
+fn free_subnet() -> Result<Subnet> {
     let routes = fs::read_to_string("/proc/net/route").context("read /proc/net/route")?;
     // The kernel prints addresses as it holds them in memory, first byte lowest.
     let field = |line: &str, number: usize| {
@@ -276,19 +365,21 @@ fn free_subnet() -> Result<String> {
     };
     let taken: Vec<(u32, u32)> =
         routes.lines().skip(1).filter_map(|line| Some((field(line, 1)?, field(line, 7)?))).collect();
-    let free = (0..=255_u8).map(|third| Ipv4Addr::new(10, 88, third, 0)).find(|subnet| {
-        let address = u32::from(*subnet);
-        taken.iter().all(|(destination, mask)| *mask == 0 || address & mask != *destination)
+    let free = (0..=255_u8).find_map(|third| {
+        let subnet = Ipv4Addr::new(10, 88, third, 0);
+        let address = u32::from(subnet);
+        if taken.iter().any(|(destination, mask)| *mask != 0 && address & mask == *destination) {
+            return None;
+        }
+        let name = SocketAddr::from_abstract_name(format!("stasis-xtask-{subnet}")).ok()?;
+        Some(Subnet { text: format!("{subnet}/24"), _lock: UnixListener::bind_addr(&name).ok()? })
     });
-    let subnet = free.context("every subnet of 10.88.0.0/16 has a route on this machine")?;
-    Ok(format!("{subnet}/24"))
+    free.context("every subnet of 10.88.0.0/16 is taken on this machine")
 }
 
-fn spawn(command: &mut Command, places: &Places, ground: &Ground) -> Result<Child> {
-    let log = fs::File::create(ground.log())?;
+fn spawn(command: &mut Command, ground: &Ground) -> Result<Child> {
+    let log = fs::File::options().create(true).append(true).open(ground.log())?;
     command
-        .env("PATH", path_with(&places.engines()))
-        .current_dir(&ground.disk)
         // An interrupt at the terminal is for this task, which then stops the daemon.
         .process_group(0)
         .stdin(Stdio::null())
@@ -298,13 +389,15 @@ fn spawn(command: &mut Command, places: &Places, ground: &Ground) -> Result<Chil
         .with_context(|| format!("start {}", command.get_program().to_string_lossy()))
 }
 
-/// Waits until the daemon answers and says that it is ready.
-async fn connect(daemon: &mut Child, ground: &Ground) -> Result<Cri> {
+/// Waits until the daemon answers and, where it has a network, says that it is ready.
+async fn connect(daemon: &mut Child, ground: &Ground, network: bool) -> Result<Cri> {
     let deadline = Instant::now() + START;
     loop {
         let ready = async {
             let mut cri = Cri::connect(&ground.socket()).await?;
-            cri.ready().await?;
+            if network {
+                cri.ready().await?;
+            }
             Ok::<Cri, anyhow::Error>(cri)
         };
         let error = match ready.await {

@@ -15,24 +15,27 @@ const POLL: Duration = Duration::from_millis(5);
 const STDERR_LINES: usize = 20;
 
 /// For programs that answer at once: probes, `--version`.
-pub(crate) const SHORT: Duration = Duration::from_secs(20);
+pub const SHORT: Duration = Duration::from_secs(20);
 
 /// For programs that load and unpack packages.
-pub(crate) const LONG: Duration = Duration::from_secs(600);
+pub const LONG: Duration = Duration::from_secs(600);
 
 /// For compilers and test runs.
-pub(crate) const BUILD: Duration = Duration::from_secs(2 * 3600);
+pub const BUILD: Duration = Duration::from_secs(2 * 3600);
 
 /// What a finished program said.
 #[derive(Debug)]
-pub(crate) struct Said {
-    pub(crate) status: ExitStatus,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
+pub struct Said {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its error output.
+    pub stderr: String,
 }
 
 /// Runs a program to its end and returns its standard output; anything but exit code 0 is an error.
-pub(crate) fn run(command: &mut Command, limit: Duration) -> Result<String> {
+pub fn run(command: &mut Command, limit: Duration) -> Result<String> {
     let said = ask(command, limit)?;
     if !said.status.success() {
         bail!("{} ended with {}: {}", shown(command), said.status, tail(&said.stderr));
@@ -41,7 +44,7 @@ pub(crate) fn run(command: &mut Command, limit: Duration) -> Result<String> {
 }
 
 /// Runs a program to its end and returns what it said, whatever its exit code.
-pub(crate) fn ask(command: &mut Command, limit: Duration) -> Result<Said> {
+pub fn ask(command: &mut Command, limit: Duration) -> Result<Said> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("start {}", shown(command)))?;
     let stdout = collect(child.stdout.take());
@@ -53,7 +56,7 @@ pub(crate) fn ask(command: &mut Command, limit: Duration) -> Result<Said> {
 }
 
 /// Runs a program that speaks to the terminal itself; anything but exit code 0 is an error.
-pub(crate) fn show(command: &mut Command, limit: Duration) -> Result<()> {
+pub fn show(command: &mut Command, limit: Duration) -> Result<()> {
     command.stdin(Stdio::null());
     let mut child = command.spawn().with_context(|| format!("start {}", shown(command)))?;
     let status = wait(&mut child, limit).with_context(|| shown(command))?;
@@ -64,7 +67,7 @@ pub(crate) fn show(command: &mut Command, limit: Duration) -> Result<()> {
 }
 
 /// Waits for a child; at the end of `limit` it is killed, reaped, and that is the error.
-pub(crate) fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
+pub fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(status) = child.try_wait().context("wait for the process")? {
@@ -80,13 +83,13 @@ pub(crate) fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
 }
 
 /// The command line as a person would type it.
-pub(crate) fn shown(command: &Command) -> String {
+pub fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
 }
 
 /// The last lines of an output, trimmed.
-pub(crate) fn tail(output: &str) -> String {
+pub fn tail(output: &str) -> String {
     let lines: Vec<&str> = output.trim_end().lines().collect();
     lines[lines.len().saturating_sub(STDERR_LINES)..].join("\n")
 }

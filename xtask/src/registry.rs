@@ -19,14 +19,14 @@ const START: Duration = Duration::from_secs(10);
 
 /// A running registry; it ends with this value.
 #[derive(Debug)]
-pub(crate) struct Registry {
+pub struct Registry {
     child: Child,
     address: SocketAddr,
 }
 
 impl Registry {
     /// Starts a registry that stores below `dir` and listens on a free port of 127.0.0.1.
-    pub(crate) fn start(engines: &Path, dir: &Path) -> Result<Self> {
+    pub fn start(engines: &Path, dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr())?;
         let configuration = dir.join("config.json");
@@ -56,23 +56,33 @@ impl Registry {
     }
 
     /// `127.0.0.1:PORT`, with which image references begin.
-    pub(crate) fn name(&self) -> String {
+    pub fn name(&self) -> String {
         self.address.to_string()
     }
 
     /// Its process.
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
+    /// Ends it as a crash would.
+    ///
+    /// # Errors
+    /// Where the system refuses.
+    pub fn end(&mut self) -> Result<()> {
+        self.child.kill().context("kill the registry")?;
+        self.child.wait().context("reap the registry")?;
+        Ok(())
+    }
+
     /// Leaves it running.
-    pub(crate) fn keep(self) {
+    pub fn keep(self) {
         // A server that outlives this process is nobody's to reap here.
         std::mem::forget(self);
     }
 
     /// Pushes an image and returns its reference.
-    pub(crate) fn push(&self, image: &Image, repository: &str, tag: &str) -> Result<String> {
+    pub fn push(&self, image: &Image, repository: &str, tag: &str) -> Result<String> {
         let reference = format!("{}/{repository}:{tag}", self.address);
         for blob in &image.blobs {
             self.push_blob(repository, blob).with_context(|| format!("push {reference}"))?;

@@ -20,7 +20,7 @@ pub(crate) fn check(places: &Places) -> Result<()> {
     let path = places.repository.join("docs/specification.md");
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let mut functions = BTreeSet::new();
-    for part in ["crates", "xtask"] {
+    for part in ["crates", "tests", "xtask"] {
         collect_functions(&places.repository.join(part), &mut functions)?;
     }
     let faults = faults(&text, &functions);

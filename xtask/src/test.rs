@@ -1,32 +1,15 @@
 //! `cargo xtask test`: formatting, lints, builds, and every test of the workspace with all that they need set up.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::compile::{bin, cargo, programs, shim};
+use crate::compile::{cargo, programs};
 use crate::engines;
 use crate::images;
 use crate::places::Places;
 use crate::process::{BUILD, SHORT, run as run_quietly, show};
 use crate::specification;
-
-/// What tests find in their environment: places that differ from machine to machine.
-pub(crate) fn environment(places: &Places) -> Vec<(&'static str, PathBuf)> {
-    vec![
-        // Prefix with bin/{criu,runc,docker-registry,iptables,nft,busybox} and cni/.
-        ("STASIS_ENGINES", places.engines()),
-        // Prefix with bin/{containerd,containerd-shim-runc-v2,ctr}.
-        ("STASIS_PEERS", places.peers()),
-        // Our shim, built small.
-        ("STASIS_SHIM", shim(places)),
-        // Directory of stasisd and stasis.
-        ("STASIS_BIN", bin(places)),
-        // Directory of the test images, OCI layouts in tars.
-        ("STASIS_IMAGES", places.images()),
-    ]
-}
 
 /// Runs all checks; the first that fails ends the task.
 pub(crate) fn run(places: &Places) -> Result<()> {
@@ -45,7 +28,7 @@ pub(crate) fn run(places: &Places) -> Result<()> {
     step("builds", || programs(places))?;
     step("tests", || {
         let arguments = ["test", "--release", "--workspace", "--no-fail-fast"];
-        show(cargo(places).args(arguments).envs(environment(places)), BUILD)
+        show(cargo(places).args(arguments).envs(places.for_tests()), BUILD)
     })?;
     println!("all checks passed in {} seconds", begin.elapsed().as_secs());
     Ok(())

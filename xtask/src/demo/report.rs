@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use super::{Frozen, RedisState};
-use crate::compile;
 use crate::node::Node;
 use crate::places::Places;
 use crate::registry::Registry;
@@ -60,7 +59,7 @@ impl Report {
     /// Prints the summary, where everything is, and what to try.
     pub(super) fn keep(&self, places: &Places, node: &Node, registry: &Registry) {
         self.end();
-        let stasis = compile::command_line(places);
+        let stasis = places.command_line();
         let call = format!("{} --address {}", stasis.display(), node.ground.socket().display());
         println!("\nEverything is left running:");
         println!("    stasisd, process {}, log {}", node.pid(), node.ground.log().display());

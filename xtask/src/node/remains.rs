@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -31,6 +32,9 @@ const SHARED: [&str; 6] = [
     "/var/lib/cni",
 ];
 
+/// The one of containerd's namespaces that pods are in, below our state.
+const RUNC_NAMESPACE: &str = "runc/k8s.io";
+
 /// What the programs are called that a node runs, apart from the containers' own.
 const PROGRAMS: [&str; 5] = ["stasisd", "containerd", "runc", "criu", "docker-registry"];
 
@@ -41,14 +45,34 @@ pub(super) struct Process {
     pub(super) program: String,
     /// Its command line, separated by blanks.
     pub(super) arguments: String,
+    /// Where it is, which is all that names the node on our shims.
+    pub(super) directory: PathBuf,
     /// Its cgroups, as in `/proc/PID/cgroup`.
     pub(super) cgroups: String,
 }
 
-/// Names of the network interfaces of this network namespace.
-pub(super) fn interfaces() -> Result<Vec<String>> {
-    let entries = fs::read_dir("/sys/class/net").context("list /sys/class/net")?;
-    Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
+/// Names in a directory; none where it is not there.
+fn names(dir: &Path) -> impl Iterator<Item = String> + use<> {
+    fs::read_dir(dir).into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+}
+
+/// What is in directories that hold something for each pod or container alone, and addresses that are not given back.
+fn files(ground: &Ground) -> Vec<PathBuf> {
+    let (root, state) = (ground.root(), ground.state());
+    let mut found = Vec::new();
+    let dirs = [state.join("pods"), state.join("runc"), root.join("snapshots/active"), root.join("restore")];
+    for dir in dirs {
+        found.extend(names(&dir).map(|name| dir.join(name)));
+    }
+    // Shims have a directory for each of containerd's namespaces there; beside containers, CRIU's cache is in it.
+    let namespace = state.join(RUNC_NAMESPACE);
+    found.retain(|path| *path != namespace);
+    found.extend(names(&namespace).map(|name| namespace.join(name)).filter(|path| path.is_dir()));
+    for network in names(&ground.addresses()).map(|network| ground.addresses().join(network)) {
+        let addresses = names(&network).filter(|name| name.parse::<IpAddr>().is_ok());
+        found.extend(addresses.map(|name| network.join(name)));
+    }
+    found
 }
 
 /// Process IDs of those that `chosen` accepts.
@@ -60,26 +84,29 @@ pub(super) fn processes(chosen: impl Fn(&Process) -> bool) -> Result<Vec<u32>> {
         let arguments = fs::read(format!("/proc/{pid}/cmdline"))?;
         let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
         let program = arguments.split(' ').next().unwrap_or("").rsplit('/').next().unwrap_or("").to_owned();
-        Ok(Process { program, arguments, cgroups: fs::read_to_string(format!("/proc/{pid}/cgroup"))? })
+        let directory = fs::read_link(format!("/proc/{pid}/cwd"))?;
+        Ok(Process { program, arguments, directory, cgroups: fs::read_to_string(format!("/proc/{pid}/cgroup"))? })
     };
     Ok(pids.filter(|pid| read(*pid).is_ok_and(|process| chosen(&process))).collect())
 }
 
 /// What is left of a node that has ended, in words; waits a little for what goes away by itself.
-pub(super) fn find(ground: &Ground, interfaces_before: &[String]) -> Result<Vec<String>> {
+pub(super) fn find(ground: &Ground) -> Result<Vec<String>> {
     let deadline = Instant::now() + SETTLE;
     loop {
         let mut left = Vec::new();
         left.extend(mounts(ground)?.iter().map(|mount| format!("mount {}", mount.display())));
-        left.extend(processes_of(ground)?.iter().map(|pid| format!("process {pid}")));
+        left.extend(processes_of(ground)?.into_iter().map(described));
         // Empty parents go with the node; a cgroup below that is a container's.
         let depth = |path: &Path| path.components().count();
         let inner = cgroups(&ground.cgroup_parent)
             .into_iter()
             .filter(|path| depth(path) > pod_depth(path, &ground.cgroup_parent));
         left.extend(inner.map(|path| format!("cgroup {}", path.display())));
-        let new = interfaces()?.into_iter().filter(|name| !interfaces_before.contains(name));
-        left.extend(new.map(|name| format!("interface {name}")));
+        // The bridge itself is made by the plugin at the first pod, and no plugin removes it.
+        let ports = Path::new("/sys/class/net").join(ground.bridge()).join("brif");
+        left.extend(names(&ports).map(|name| format!("interface {name}")));
+        left.extend(files(ground).iter().map(|path| format!("file {}", path.display())));
         if left.is_empty() || Instant::now() > deadline {
             return Ok(left);
         }
@@ -106,8 +133,8 @@ pub(super) fn sweep(ground: &Ground) -> Result<()> {
 }
 
 /// Removes an interface if it exists.
-pub(super) fn remove_interface(busybox: &Path, name: &str) -> Result<()> {
-    if interfaces()?.iter().any(|interface| interface == name) {
+fn remove_interface(busybox: &Path, name: &str) -> Result<()> {
+    if Path::new("/sys/class/net").join(name).exists() {
         run(Command::new(busybox).args(["ip", "link", "delete", name]), SHORT)?;
     }
     Ok(())
@@ -157,8 +184,14 @@ fn processes_of(ground: &Ground) -> Result<Vec<u32>> {
         // A person's pager on one of the node's logs is none of them.
         let ours = PROGRAMS.iter().any(|program| process.program.starts_with(program));
         let named = process.arguments.contains(&run) || process.arguments.contains(&disk);
+        let named = named || process.directory.starts_with(&ground.run);
         ours && named || process.cgroups.contains(&cgroup)
     })
+}
+
+fn described(pid: u32) -> String {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    format!("process {pid} ({})", String::from_utf8_lossy(&arguments).replace('\0', " ").trim_end())
 }
 
 fn mounts(ground: &Ground) -> Result<Vec<PathBuf>> {

@@ -6,13 +6,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::Ground;
-use crate::compile::{daemon, shim};
+use super::{Ground, Setup};
 use crate::places::Places;
 
 /// Whose daemon a node runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Runtime {
+pub enum Runtime {
     /// Ours, as built.
     Stasis,
     /// Debian's containerd with runc.
@@ -21,7 +20,7 @@ pub(crate) enum Runtime {
 
 impl Runtime {
     /// The daemon's name.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Stasis => "stasisd",
             Self::Containerd => "containerd",
@@ -29,15 +28,15 @@ impl Runtime {
     }
 
     /// Writes the configuration and returns the command that starts the daemon.
-    pub(super) fn command(self, places: &Places, ground: &Ground, sandbox_image: &str) -> Result<Command> {
+    pub(super) fn command(self, places: &Places, ground: &Ground, setup: &Setup) -> Result<Command> {
         let file = ground.disk.join("config.toml");
         let text = match self {
-            Self::Stasis => stasis(places, ground),
-            Self::Containerd => containerd(places, ground, sandbox_image),
+            Self::Stasis => stasis(places, ground, setup),
+            Self::Containerd => containerd(places, ground, &setup.sandbox_image),
         };
         fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
         let mut command = match self {
-            Self::Stasis => Command::new(daemon(places)),
+            Self::Stasis => Command::new(places.daemon()),
             Self::Containerd => Command::new(places.peers().join("bin/containerd")),
         };
         command.arg("--config").arg(&file);
@@ -49,7 +48,7 @@ impl Runtime {
     }
 }
 
-fn stasis(places: &Places, ground: &Ground) -> String {
+fn stasis(places: &Places, ground: &Ground, setup: &Setup) -> String {
     let engines = places.engines();
     format!(
         r#"version = 1
@@ -70,16 +69,19 @@ driver = "cgroupfs"
 path = {shim}
 
 [checkpoint]
-level = "checkpoint_restore"
+level = "{level}"
 archive_dirs = [{archives}]
+{more}
 "#,
         runc = quoted(&engines.join("bin/runc")),
         criu = quoted(&engines.join("bin/criu")),
         path = quoted(&engines.join("bin")),
         conf_dir = quoted(&ground.cni()),
         bin_dir = quoted(&engines.join("cni")),
-        shim = quoted(&shim(places)),
+        shim = quoted(&places.shim()),
         archives = quoted(&ground.archives()),
+        level = setup.checkpoint_level,
+        more = setup.more,
     )
 }
 
