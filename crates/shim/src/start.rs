@@ -112,7 +112,7 @@ fn launch(args: &Args, dir: &Path, socket: &Path) -> Result<(), Error> {
     }
     let copy = log.try_clone().map_err(Error::io("opening the log"))?;
     command.stdin(Stdio::from(std::os::fd::OwnedFd::from(listener))).stdout(Stdio::from(copy)).stderr(Stdio::from(log));
-    prepare(&mut command, Setup { new_session: true, ..Setup::default() });
+    prepare(&mut command, Setup { new_session: true, only_stdio: true, ..Setup::default() });
     let server = command.spawn().map_err(Error::io("starting the shim's server"))?;
     let pid_path = dir.join(layout::PID);
     write_private(&pid_path, &server.id().to_string()).map_err(Error::io(format!("writing {}", pid_path.display())))

@@ -23,6 +23,8 @@ pub struct Setup {
     pub new_session: bool,
     /// The signal it gets when the thread that spawned it ends.
     pub parent_death_signal: Option<Signal>,
+    /// No descriptor but its stdio, whatever was open here without close-on-exec, by inheritance say.
+    pub only_stdio: bool,
 }
 
 /// Makes `command` do `setup` before it executes. A failure there is the error of [`Command::spawn`].
@@ -43,11 +45,24 @@ pub fn prepare(command: &mut Command, setup: Setup) -> &mut Command {
         if let Some(signal) = setup.parent_death_signal {
             rustix::process::set_parent_process_death_signal(Some(signal))?;
         }
+        if setup.only_stdio {
+            close_others_on_exec()?;
+        }
         Ok(())
     };
     // SAFETY: the closure runs in the forked child and makes nothing but direct system calls: it allocates nothing and
     // takes no lock.
     unsafe { command.pre_exec(before_exec) }
+}
+
+/// Not at once: the standard library reports a failed exec through a descriptor of its own.
+fn close_others_on_exec() -> io::Result<()> {
+    const FIRST: libc::c_uint = 3;
+    // SAFETY: close_range takes integers, and with CLOSE_RANGE_CLOEXEC closes nothing now.
+    match unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Makes this process the parent of all descendants whose own parent ends (`PR_SET_CHILD_SUBREAPER`).
@@ -152,6 +167,19 @@ mod tests {
         let [mounts, session, pid] = text.lines().collect::<Vec<_>>()[..] else { panic!("three lines: {text}") };
         assert_ne!(mounts, fs::read_link("/proc/self/ns/mnt").unwrap().to_str().unwrap());
         assert_eq!(session, pid);
+    }
+
+    #[test]
+    fn a_child_can_be_left_with_its_stdio_alone() {
+        // One that would be inherited: without close-on-exec.
+        let leaked = rustix::io::dup(File::open("/dev/null").unwrap()).unwrap();
+        let inherits = |only_stdio: bool| {
+            let mut command = Command::new("/bin/sh");
+            command.arg("-c").arg(format!("test -e /proc/$$/fd/{}", leaked.as_raw_fd()));
+            prepare(&mut command, Setup { only_stdio, ..Setup::default() }).status().unwrap().success()
+        };
+        assert!(inherits(false));
+        assert!(!inherits(true));
     }
 
     #[test]

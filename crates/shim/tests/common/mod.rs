@@ -5,7 +5,8 @@
 #![allow(dead_code, unused_imports, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -312,16 +313,18 @@ impl Pod {
     pub async fn exec(&self, id: &str, script: &str) -> (String, u32) {
         let exec_id = random_id()[..8].to_owned();
         let fifo = self.fifo(&exec_id);
-        let reader = std::thread::spawn({
-            let fifo = fifo.clone();
-            move || fs::read(fifo).unwrap()
+        let (mut reader, keeper) = open_reader(&fifo);
+        let reader = std::thread::spawn(move || {
+            let mut output = String::new();
+            reader.read_to_string(&mut output).map(|_| output)
         });
         let path = fifo.to_string_lossy();
         self.add_exec(id, &exec_id, script, ("", &path, &path)).await.unwrap();
         self.start_process(id, &exec_id).await.unwrap();
         let status = self.wait(id, &exec_id).await;
         self.delete(id, &exec_id).await.unwrap();
-        (String::from_utf8(reader.join().unwrap()).unwrap(), status)
+        drop(keeper);
+        (reader.join().unwrap().unwrap(), status)
     }
 
     pub fn fifo(&self, name: &str) -> PathBuf {
@@ -370,6 +373,12 @@ impl Drop for Pod {
             let _ = cgroup.remove();
         }
     }
+}
+
+/// Opens a FIFO to read, without waiting for a writer. It has no end as long as the second file is open.
+pub fn open_reader(fifo: &Path) -> (File, File) {
+    let keeper = OpenOptions::new().read(true).write(true).open(fifo).unwrap();
+    (File::open(fifo).unwrap(), keeper)
 }
 
 /// Calls a method of our own service.
