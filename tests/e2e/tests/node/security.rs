@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use stasis_cri_api::runtime::security_profile::ProfileType;
 use stasis_cri_api::runtime::*;
 use stasis_e2e::{Stage, check, eventually, shell};
-use xtask::cri::{Container, Pod};
+use tonic::Code;
+use xtask::cri::{Container, Pod, refusal};
 use xtask::node::Setup;
 
 /// containerd's default capabilities.
@@ -125,7 +126,8 @@ async fn capabilities(stage: &mut Stage, pod: &Pod) -> Result<()> {
         (vec![], words(&["ALL"]), 0),
     ];
     for (number, (add, drop, expected)) in cases.into_iter().enumerate() {
-        let container = with(stage, pod, &format!("caps-{number}"), |context| {
+        let name = format!("caps-{number}");
+        let container = with(stage, pod, &name, |context| {
             context.capabilities =
                 Some(Capability { add_capabilities: add, drop_capabilities: drop, ..Capability::default() });
         });
@@ -148,15 +150,22 @@ async fn seccomp_and_new_privileges(stage: &mut Stage, pod: &Pod) -> Result<()> 
     stage.node.cri.remove(&open).await
 }
 
-async fn privileged(stage: &mut Stage, pod: &Pod) -> Result<()> {
-    let container = with(stage, pod, "privileged", |context| context.privileged = true).await?;
+async fn privileged(stage: &mut Stage, ordinary: &Pod) -> Result<()> {
+    let (code, message) = refusal(with(stage, ordinary, "privileged", |context| context.privileged = true).await)?;
+    assert_eq!(code, Code::InvalidArgument);
+    assert!(message.contains("privileged"), "{message}");
+    let mut config = stage.node.pod_config("privileged");
+    let linux = config.linux.as_mut().context("no Linux part")?;
+    linux.security_context.as_mut().context("no security context")?.privileged = true;
+    let pod = stage.node.cri.run_pod(config).await?;
+    let container = with(stage, &pod, "privileged", |context| context.privileged = true).await?;
     let own = in_status(&fs::read_to_string("/proc/self/status")?, "CapEff")?;
     assert_eq!(field(stage, &container, "CapEff").await?, own, "all that this host gives");
     assert_eq!(field(stage, &container, "Seccomp").await?, "0");
     assert_eq!(set(stage, &container, "CapInh").await?, 0);
     let panic = fs::read_to_string("/proc/sys/kernel/panic")?;
     stage.sh(&container, &format!("echo {} > /proc/sys/kernel/panic", panic.trim())).await?;
-    stage.node.cri.remove(&container).await
+    stage.remove(&pod).await
 }
 
 async fn read_only_root(stage: &mut Stage, pod: &Pod) -> Result<()> {
