@@ -52,6 +52,8 @@ pub(crate) struct Shim {
     pub(crate) sandbox: Sandbox,
     own_cgroup: Option<Cgroup>,
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
+    /// Told whenever the making of a container has ended, well or not.
+    settled: Notify,
     end: Notify,
 }
 
@@ -94,6 +96,7 @@ async fn run(args: &Args) -> Result<(), Error> {
         cgroups,
         sandbox: Sandbox::default(),
         containers: Mutex::default(),
+        settled: Notify::new(),
         end: Notify::new(),
     });
     let reaper = tokio::spawn(Arc::clone(&shim.reaper).reap_for_ever());
@@ -150,6 +153,19 @@ impl Shim {
         found.ok_or_else(|| Error::NotFound(format!("container {id} is not in this pod's shim")))
     }
 
+    /// A container by its ID; one that is being made is waited for. A daemon that was killed amid a create and came back
+    /// would otherwise hear that there is none, and have one a moment later.
+    pub(crate) async fn settled_container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        loop {
+            let mut settled = std::pin::pin!(self.settled.notified());
+            settled.as_mut().enable();
+            if !matches!(self.table().get(id), Some(None)) {
+                return self.container(id);
+            }
+            settled.await;
+        }
+    }
+
     /// All containers.
     pub(crate) fn containers(&self) -> Vec<Arc<Container>> {
         self.table().values().flatten().cloned().collect()
@@ -203,5 +219,6 @@ impl Drop for Reserved {
         if matches!(table.get(&self.id), Some(None)) {
             table.remove(&self.id);
         }
+        self.shim.settled.notify_waiters();
     }
 }

@@ -30,7 +30,7 @@ impl Service {
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let container = self.0.container(id)?;
+        let container = self.0.settled_container(id).await?;
         Ok(detached(work(Arc::clone(&self.0), container)).await?)
     }
 }
@@ -38,7 +38,7 @@ impl Service {
 #[async_trait]
 impl shim_async::Task for Service {
     async fn state(&self, _: &TtrpcContext, r: StateRequest) -> ttrpc::Result<StateResponse> {
-        let container = self.0.container(&r.id)?;
+        let container = self.0.settled_container(&r.id).await?;
         let process = container.process(&r.exec_id)?;
         let state = process.state();
         let status = match state {
@@ -133,7 +133,7 @@ impl shim_async::Task for Service {
     }
 
     async fn kill(&self, _: &TtrpcContext, r: KillRequest) -> ttrpc::Result<Empty> {
-        let container = self.0.container(&r.id)?;
+        let container = self.0.settled_container(&r.id).await?;
         match r.exec_id.as_str() {
             "" => container.kill(r.signal, r.all)?,
             exec_id => {
@@ -171,7 +171,7 @@ impl shim_async::Task for Service {
     }
 
     async fn wait(&self, _: &TtrpcContext, r: WaitRequest) -> ttrpc::Result<WaitResponse> {
-        let exit = self.0.container(&r.id)?.process(&r.exec_id)?.wait().await;
+        let exit = self.0.settled_container(&r.id).await?.process(&r.exec_id)?.wait().await;
         let exited_at = timestamp(Some(exit)).into();
         Ok(WaitResponse { exit_status: exit.status, exited_at, ..Default::default() })
     }
