@@ -165,7 +165,8 @@ impl Pods {
         Ok(spec::cgroups_path(self.config.cgroup_driver, parent, id)?)
     }
 
-    fn spec(
+    /// The OCI spec of a container, as JSON.
+    pub(crate) fn spec(
         &self,
         pod: &Pod,
         id: &str,

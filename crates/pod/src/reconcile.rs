@@ -7,6 +7,7 @@
 //! | record of a running container, task running | | wait for it again |
 //! | …, task stopped | it ended meanwhile | record the exit, have the shim forget it |
 //! | record of a created container, task there | a start was cut short | the task is ended; created again |
+//! | record of a created container, no bundle | …, and its task ended already | the bundle is made again |
 //! | pod directory, snapshot or network without a record | the call was never answered | taken away |
 
 use std::collections::HashSet;
@@ -62,13 +63,11 @@ impl Pods {
         }
         let id = record.id.clone();
         let container = self.containers.insert(&id, Container::new(record));
-        let task = match pod.sandbox() {
-            Some(_) => stasis_task::PlatformRuntime::get(&*self.runtime, &id).await.ok(),
-            None => None,
-        };
+        // Also where the shim is lost: what it left of the task is cleared away with the task.
+        let task = stasis_task::PlatformRuntime::get(&*self.runtime, &id).await.ok();
         let phase = container.record().phase();
         match (phase, task) {
-            (Phase::Running, Some(task)) => self.find_running(container, task).await,
+            (Phase::Running, Some(task)) => self.find_running(Arc::clone(&container), task).await,
             (Phase::Running, None) => {
                 self.end_without_shim(&container);
                 let event = Event::Lost { message: "its shim was gone when the daemon started".into(), at: now() };
@@ -81,7 +80,28 @@ impl Pods {
             }
             (_, None) => {}
         }
+        if phase == Phase::Created && pod.sandbox().is_some() {
+            self.renew_bundle(&pod, &container)?;
+        }
         Ok(())
+    }
+
+    /// Makes the bundle of a created container again: it went with the task of a start that was cut short.
+    fn renew_bundle(&self, pod: &Pod, container: &Container) -> Result<()> {
+        let path = self.bundle(&pod.id, &container.id).join("config.json");
+        if path.exists() {
+            return Ok(());
+        }
+        let record = container.record().clone();
+        let Some(image) = self.images.resolve(&record.base_image_id) else {
+            warn!(container = container.id, image = record.base_image_id, "the image of a created container is gone");
+            return Ok(());
+        };
+        let (config, pod_config) = (record.config.unwrap_or_default(), pod.record().config.clone().unwrap_or_default());
+        let text = self.spec(pod, &container.id, &config, &pod_config, &image, &record.cgroups_path)?;
+        let bundle = self.bundle(&pod.id, &container.id);
+        std::fs::create_dir_all(&bundle).doing(format_args!("make the bundle {}", bundle.display()))?;
+        std::fs::write(&path, text).doing(format_args!("write {}", path.display()))
     }
 
     async fn find_running(&self, container: Arc<Container>, task: Arc<dyn Task>) {

@@ -114,9 +114,15 @@ impl Pods {
         let candidates = source.base_candidates();
         let base = candidates.iter().find_map(|candidate| self.images.resolve(candidate));
         base.filter(|image| self.images.checkpoint_dir(image).is_none()).ok_or_else(|| {
-            let first = candidates.first().map_or("an image that it does not name", String::as_str);
+            // People pull by name; the ID says which of the images of that name it must be.
+            let (ids, names): (Vec<_>, Vec<_>) = candidates.iter().partition(|name| name.starts_with("sha256:"));
+            let image = match (names.first(), ids.first()) {
+                (Some(name), Some(id)) => format!("{name} ({id})"),
+                (Some(only), None) | (None, Some(only)) => (*only).clone(),
+                (None, None) => "an image that it does not name".to_owned(),
+            };
             Error::precondition(format!(
-                "{name} was taken of a container of {first}, which is not on this node: pull that image, then create \
+                "{name} was taken of a container of {image}, which is not on this node: pull that image, then create \
                  the container again"
             ))
         })
