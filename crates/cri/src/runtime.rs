@@ -97,13 +97,13 @@ impl RuntimeService for Runtime {
     }
 
     async fn create_container(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
-        let CreateContainerRequest { pod_sandbox_id, config, sandbox_config } = request.into_inner();
+        let CreateContainerRequest { pod_sandbox_id, config, .. } = request.into_inner();
         let name = config.as_ref().and_then(|config| config.metadata.as_ref());
         let object = format!("{} in {pod_sandbox_id}", name.map(|metadata| metadata.name.as_str()).unwrap_or_default());
         call::change("CreateContainer", &object, async {
             let pod = required(&pod_sandbox_id, "pod_sandbox_id")?;
             let config = present(config, "config")?;
-            let container_id = self.0.pods.create_container(pod, config, sandbox_config).await.map_err(from_pod)?;
+            let container_id = self.0.pods.create_container(pod, config).await.map_err(from_pod)?;
             Ok(CreateContainerResponse { container_id })
         })
         .await

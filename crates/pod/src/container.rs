@@ -46,27 +46,19 @@ impl Pods {
     /// # Errors
     /// `NotFound` for the pod or the image, `AlreadyExists` for the name, `InvalidArgument` for the configuration,
     /// `PermissionDenied` where this node forbids restores. Nothing is left behind.
-    pub async fn create_container(
-        &self,
-        pod_id: &str,
-        config: ContainerConfig,
-        sandbox_config: Option<PodSandboxConfig>,
-    ) -> Result<String> {
+    pub async fn create_container(&self, pod_id: &str, config: ContainerConfig) -> Result<String> {
         let (pods, pod_id) = (self.clone(), pod_id.to_owned());
-        self.detached(async move { pods.create(&pod_id, config, sandbox_config).await }).await
+        self.detached(async move { pods.create(&pod_id, config).await }).await
     }
 
-    async fn create(
-        &self,
-        pod_id: &str,
-        config: ContainerConfig,
-        sandbox_config: Option<PodSandboxConfig>,
-    ) -> Result<String> {
+    async fn create(&self, pod_id: &str, config: ContainerConfig) -> Result<String> {
         let pod = self.pod(pod_id)?;
         if pod.sandbox().is_none() {
             return Err(Error::precondition(format!("cannot create a container in pod {}: it is not ready", pod.id)));
         }
-        let pod_config = sandbox_config.or_else(|| pod.record().config.clone()).unwrap_or_default();
+        // The pod's own configuration, not the copy that CreateContainer carries: a request must not be able to claim
+        // for a container what its pod was not granted.
+        let pod_config = pod.record().config.clone().unwrap_or_default();
         spec::validate_container(&config)?;
         let id = stasis_sys::file::random_id();
         let reservation = self.names.reserve("container", container_name(&pod.id, &config), &id)?;
