@@ -150,6 +150,16 @@ fn sigterm_ends_it_in_order() {
     }
 }
 
+#[tokio::test]
+async fn a_client_that_stays_connected_does_not_hold_up_the_end() {
+    let mut daemon = Daemon::start("[limits]\nshutdown_grace_seconds = 3600");
+    let mut runtime = RuntimeServiceClient::new(daemon.channel().await);
+    runtime.version(VersionRequest::default()).await.unwrap();
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended().code(), Some(0));
+    assert!(runtime.version(VersionRequest::default()).await.is_err());
+}
+
 #[test]
 fn it_starts_again_after_a_kill() {
     let mut daemon = Daemon::start("");
