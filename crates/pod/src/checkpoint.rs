@@ -80,6 +80,14 @@ impl Pods {
         check_location(&options.location)?;
         admit(Operation::Checkpoint, container.record().phase(), &container.id)?;
         let pod = self.pod(&container.pod_id)?;
+        let (handler, runtime) = self.handler(&pod.record().handler)?;
+        if runtime.runtime != SANDBOX_RUNTIME {
+            return Err(Error::precondition(format!(
+                "containers of the runtime handler {handler:?} cannot be checkpointed: its shim is {}, and only \
+                 {SANDBOX_RUNTIME} writes archives",
+                runtime.runtime
+            )));
+        }
         let sandbox = pod
             .sandbox()
             .ok_or_else(|| Error::new(Kind::Unavailable, format!("container {} has no shim any more", container.id)))?;

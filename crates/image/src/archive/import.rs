@@ -92,10 +92,13 @@ fn name(archive: &Archive, images: Vec<Found>, given: Option<Reference>) -> Resu
     }
     let mut named = Vec::new();
     for image in images {
-        let references: Vec<String> = match &given {
+        let mut references: Vec<String> = match &given {
             Some(reference) => vec![reference.to_string()],
             None => image.names.iter().filter_map(|name| full_reference(name)).collect(),
         };
+        // An archive that is both an OCI layout and Docker's names each image twice.
+        references.sort();
+        references.dedup();
         if references.is_empty() {
             let digest = &image.parts.target.digest;
             return Err(archive.refuse(format!("it has no name for its image {digest}: give a reference")));

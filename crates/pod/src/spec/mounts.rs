@@ -16,6 +16,9 @@ use super::{ContainerInput, PodFiles};
 /// an error, and a link is followed (`Mount.host_path`). Image mounts must have been given a host path before.
 pub fn resolve_mount_sources(config: &mut ContainerConfig) -> Result<()> {
     for mount in &mut config.mounts {
+        if mount.image.is_some() {
+            return Err(SpecError::unsupported(field(mount), "mount a directory of the host instead of an image"));
+        }
         let path = Path::new(&mount.host_path);
         let real = path.canonicalize().map_err(|e| SpecError::io(field(mount), path, e))?;
         mount.host_path = real

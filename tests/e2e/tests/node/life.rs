@@ -44,7 +44,7 @@ async fn life(stage: &mut Stage, handler: &str) -> Result<()> {
     let script = "trap 'exit 42' TERM; echo begun; while :; do sleep 0.1; done";
     let mut config = shell("main", script);
     config.labels.insert("app".into(), "test".into());
-    config.envs.push(KeyValue { key: "GREETING".into(), value: "hello".into(), ..KeyValue::default() });
+    config.envs.push(KeyValue { key: "GREETING".into(), value: "hello".into() });
     config.working_dir = "/tmp".into();
     let main = stage.node.cri.create(&pod, config.clone()).await?;
     let status = stage.node.cri.status(&main).await?;

@@ -1,5 +1,7 @@
 //! End-to-end tests of the daemon: a table of contents.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod checkpoint;
 mod daemon_dies;
 mod hostile;
