@@ -11,7 +11,9 @@ use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, Extension};
 use protobuf::well_known_types::any::Any as AnyMessage;
 use protobuf::{Message as _, MessageField};
+use rustix::process::Signal;
 use stasis_sys::capture::{Captured, Limits, capture};
+use stasis_sys::process::{Setup, prepare};
 
 use crate::bundle::{Bootstrap, blocking};
 use crate::connection::Endpoint;
@@ -88,6 +90,8 @@ pub(crate) async fn start(
 ) -> Result<Endpoint> {
     let mut command = command(binary, id, bundle, config);
     command.arg("start");
+    // A start that outlived the daemon could bring up a shim after the next daemon had cleared its pod away.
+    prepare(&mut command, Setup { parent_death_signal: Some(Signal::KILL), ..Setup::default() });
     let input = bootstrap_params(id, options, config)?;
     let doing = format!("starting the shim {} for {id}", binary.display());
     let output = run(command, input, START_LIMIT, &doing).await?;

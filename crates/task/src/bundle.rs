@@ -169,6 +169,15 @@ pub(crate) fn read_endpoint(dir: &Path) -> Result<Endpoint> {
     Endpoint::new(&bootstrap.address, bootstrap.version, &bootstrap.protocol)
 }
 
+/// Where the shim of the pod listens to which the task in `bundle` belongs, if it belongs to one.
+pub(crate) fn pod_endpoint(bundle: &Path) -> Result<Option<Endpoint>> {
+    if !bundle.join(SANDBOX).exists() {
+        return Ok(None);
+    }
+    let pod = bundle.parent().and_then(Path::parent).unwrap_or(bundle);
+    read_endpoint(pod).map(Some)
+}
+
 /// Forgets a shim that is gone.
 pub(crate) fn remove_shim(dir: &Path) -> Result<()> {
     for name in [BOOTSTRAP, BINARY] {

@@ -231,12 +231,16 @@ impl ShimRuntime {
         }
     }
 
-    /// Completes the record of a task whose creation was cut short about when its shim was started: a second start says
-    /// where the first one's shim listens, or starts one that can be shut down.
+    /// Completes the record of a task whose creation was cut short before it was said where its shim listens: a pod's
+    /// listens where the pod says; else a second start says where the first one's does, or starts one that can be shut
+    /// down.
     async fn finish_record(&self, task_id: &str, bundle: &Bundle) -> Result<Record> {
         let dir = bundle.dir.clone();
-        let binary = blocking(move || bundle::read_binary(&dir)).await?;
-        let endpoint = binary::start(&binary, task_id, &bundle.dir, None, self.config()).await?;
+        let (binary, of_pod) = blocking(move || Ok((bundle::read_binary(&dir)?, bundle::pod_endpoint(&dir)?))).await?;
+        let endpoint = match of_pod {
+            Some(endpoint) => endpoint,
+            None => binary::start(&binary, task_id, &bundle.dir, None, self.config()).await?,
+        };
         let bundle = bundle.clone();
         blocking(move || bundle::write_endpoint(&bundle.dir, &endpoint).and_then(|()| bundle.read_record())).await
     }

@@ -33,6 +33,9 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 /// Beyond the time for which a container may be frozen, a checkpoint compresses, hashes and syncs its archive.
 const CHECKPOINT_FINISH: Duration = Duration::from_secs(30 * 60);
 
+/// Version of the Task API that our shim speaks.
+const TASK_VERSION: u32 = 3;
+
 /// Digits of a process ID and a newline.
 const PID_FILE_MAX: u64 = 32;
 
@@ -94,6 +97,16 @@ pub(crate) async fn connect(runtime: &ShimRuntime, pod_id: &str, pod_dir: &Path)
     check_id(pod_id)?;
     let dir = pod_dir.to_owned();
     let endpoint = blocking(move || bundle::read_endpoint(&dir)).await?;
+    reach(runtime, pod_id, pod_dir, endpoint).await
+}
+
+/// The shim of a pod whose start was cut short before its address was recorded: it listens where ours always does.
+async fn connect_unrecorded(runtime: &ShimRuntime, pod_id: &str, pod_dir: &Path) -> Result<Sandbox> {
+    let socket = format!("unix://{}", pod_dir.join(layout::SOCKET).display());
+    reach(runtime, pod_id, pod_dir, Endpoint::new(&socket, TASK_VERSION, "ttrpc")?).await
+}
+
+async fn reach(runtime: &ShimRuntime, pod_id: &str, pod_dir: &Path, endpoint: Endpoint) -> Result<Sandbox> {
     let sandbox = Sandbox::new(runtime, pod_id, pod_dir, endpoint).await;
     sandbox.ping().await?;
     Ok(sandbox)
@@ -101,7 +114,11 @@ pub(crate) async fn connect(runtime: &ShimRuntime, pod_id: &str, pod_dir: &Path)
 
 /// See [`ShimRuntime::clean_sandbox`].
 pub(crate) async fn clean(runtime: &ShimRuntime, pod_id: &str, pod_dir: &Path) -> Result<()> {
-    match connect(runtime, pod_id, pod_dir).await {
+    let found = match connect(runtime, pod_id, pod_dir).await {
+        Err(Error::NotFound(_)) => connect_unrecorded(runtime, pod_id, pod_dir).await,
+        found => found,
+    };
+    match found {
         Ok(sandbox) => sandbox.shutdown_to_its_end().await,
         // Dead, stuck, or without an address: its start was cut short, or there never was one.
         Err(Error::ShimLost(_) | Error::DeadlineExceeded(_) | Error::NotFound(_)) => {

@@ -291,13 +291,16 @@ async fn tasks_of_a_foreign_shim_share_it() {
 /// The daemon may die between the start of a shim and the note of where it listens.
 #[tokio::test]
 async fn a_creation_that_was_cut_short_is_found_and_removed() {
-    let pod = Pod::start(Shim::RuncV2).await;
-    let task = pod.create("c1", &["/bin/sleep", "1000"]).await.unwrap();
-    fs::remove_file(task.bundle().join("bootstrap.json")).unwrap();
-    let later = pod.second_runtime();
-    assert_eq!(later.tasks(true).await.unwrap().len(), 1);
-    later.delete("c1").await.unwrap();
-    pod.end().await;
+    for shim in [Shim::RuncV2, Shim::Ours] {
+        let pod = Pod::start(shim).await;
+        let task = pod.create("c1", &["/bin/sleep", "1000"]).await.unwrap();
+        fs::remove_file(task.bundle().join("bootstrap.json")).unwrap();
+        let later = pod.second_runtime();
+        assert_eq!(later.tasks(true).await.unwrap().len(), 1);
+        later.delete("c1").await.unwrap();
+        assert!(!task.bundle().exists());
+        pod.end().await;
+    }
 }
 
 #[tokio::test]
