@@ -37,6 +37,9 @@ const EVENT_INTERVAL: u32 = 16;
 /// How long the answer to the request that ends the shim may take to get out.
 const LINGER: Duration = Duration::from_millis(20);
 
+/// How often a shim that nobody has used yet looks whether its directory is still there.
+const UNUSED_CHECK: Duration = Duration::from_millis(100);
+
 /// Everything the shim knows of its pod.
 #[derive(Debug)]
 pub(crate) struct Shim {
@@ -107,6 +110,7 @@ async fn run(args: &Args) -> Result<(), Error> {
     server.start().await.map_err(|error| Error::Internal(format!("serving: {error}")))?;
     tokio::select! {
         () = shim.end.notified() => tokio::time::sleep(LINGER).await,
+        () = abandoned(&shim) => journal::line(format_args!("the pod's directory is gone, and nobody used the shim")),
         failed = reaper => failed.map_err(|error| Error::Internal(error.to_string()))??,
     }
     // Their names are for those who look for a living shim.
@@ -114,6 +118,21 @@ async fn run(args: &Args) -> Result<(), Error> {
         let _ = fs::remove_file(shim.dir.join(name));
     }
     Ok(())
+}
+
+/// Ends when the pod's directory is removed before anybody has used the shim. The daemon may have been killed in the
+/// middle of the start, and have cleared away the directory at its next start without having heard of this process.
+async fn abandoned(shim: &Shim) {
+    loop {
+        if shim.sandbox.is_ready() || !shim.containers.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            return std::future::pending().await;
+        }
+        // A removed directory has no names any more.
+        if fs::metadata(".").is_ok_and(|facts| std::os::unix::fs::MetadataExt::nlink(&facts) == 0) {
+            return;
+        }
+        tokio::time::sleep(UNUSED_CHECK).await;
+    }
 }
 
 fn services(shim: &Arc<Shim>) -> ttrpc::r#async::Server {

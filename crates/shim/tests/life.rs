@@ -34,6 +34,15 @@ async fn a_container_lives_and_its_exit_status_is_kept() {
 }
 
 #[tokio::test]
+async fn a_shim_that_nobody_used_ends_with_its_directory() {
+    let pod = Pod::start().await;
+    let process = stasis_sys::process::Pidfd::open(pod.shim_pid()).unwrap();
+    fs::remove_dir_all(&pod.dir).unwrap();
+    // A signal can be sent only to a process that is there. One that has ended is reaped by whoever adopted it.
+    eventually("the end of the shim", || process.signal(rustix::process::Signal::CONT).is_err()).await;
+}
+
+#[tokio::test]
 async fn misuse_is_refused_with_the_right_code() {
     let pod = Pod::start().await;
     pod.run("c1", &Plan::script("sleep 1000")).await;
