@@ -37,7 +37,10 @@ const fn row(pattern: &'static [&'static str], code: &'static str, meaning: &'st
 }
 
 #[rustfmt::skip]
-static KNOWN: [Known; 50] = [
+static KNOWN: [Known; 51] = [
+    row(&["Can't open file", "on restore: No such file"], "file-gone",
+        "a process had a file open at its checkpoint that is not there now, in the root file system or in a mount of the request",
+        "mount a directory that holds the file, or checkpoint when the file is closed"),
     row(&["Can't get rlimit", "Operation not permitted"], "rlimit",
         "a process runs as another user than root, and CRIU may not read its limits without CAP_SYS_RESOURCE, which this host withholds",
         "give stasisd CAP_SYS_RESOURCE, or run the container's processes as root"),

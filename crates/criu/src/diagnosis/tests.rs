@@ -1,7 +1,11 @@
 use super::*;
 
 /// One line a row of the table, in its order: what CRIU writes.
-const LINES: [(&str, &str); 50] = [
+const LINES: [(&str, &str); 51] = [
+    (
+        "file-gone",
+        "(00.06) Error (criu/files-reg.c:2353): Can't open file data/n on restore: No such file or directory",
+    ),
     ("rlimit", "(00.02) Error (criu/cr-dump.c:389): Can't get rlimit 0: Operation not permitted"),
     (
         "io-uring",
