@@ -172,8 +172,9 @@ async fn a_paused_container_stands_still(shim: Shim) {
     task.pause().await.unwrap();
     assert_eq!(task.state().await.unwrap().status, Status::Paused);
     let stopped = |pid: u32| fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
-    until("it is in the freezer", || ["refrigerator", "get_signal"].iter().any(|at| stopped(task.pid()).contains(at)))
-        .await;
+    // In the freezer, or waiting for the child of a vfork that is in it.
+    let places = ["refrigerator", "get_signal", "kernel_clone"];
+    until("it is in the freezer", || places.iter().any(|at| stopped(task.pid()).contains(at))).await;
     let frozen_at = lines();
     assert_eq!(lines(), frozen_at);
     task.resume().await.unwrap();
