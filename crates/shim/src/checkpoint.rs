@@ -48,6 +48,10 @@ const IMAGES_LIMIT: Duration = Duration::from_secs(600);
 /// it holds TCP connections breaks them, so it is left to finish as long as that is bearable.
 const WORKER_GRACE: Duration = Duration::from_secs(10);
 
+/// How long CRIU may outlive a worker that died under it. Without connections to break it is killed then: its processes
+/// run on, and nobody reads the pages that it waits to write.
+const ORPHAN_GRACE: Duration = Duration::from_millis(200);
+
 /// How long a thaw may be repeated until the kernel says that it worked; it takes microseconds.
 const THAW_LIMIT: Duration = Duration::from_secs(10);
 
@@ -251,7 +255,7 @@ async fn watch_worker(
         ))),
     };
     let polite = outcome.as_ref().is_err_and(|error| !matches!(error, Error::Worker(_)));
-    end_worker(pid, &mut ended, polite).await;
+    end_worker(pid, &mut ended, polite, request.criu.tcp_established).await;
     outcome
 }
 
@@ -287,14 +291,20 @@ async fn follow(events: Receiver) -> Result<CheckpointReport, Error> {
     Err(Error::Internal("the checkpoint worker died; the container runs, and nothing was written".to_owned()))
 }
 
-/// Ends the worker and everything below it. With `ask`, it is asked first.
-async fn end_worker(pid: i32, ended: &mut oneshot::Receiver<Ended>, ask: bool) {
-    let end = Instant::now() + WORKER_GRACE;
-    // Not to the group: CRIU would end there and then.
-    if ask && ended.try_recv().is_err() {
-        let _ = process::signal(pid, Signal::TERM.as_raw());
-    }
+/// Ends the worker and everything below it. With `ask`, it is asked first. With `connections`, CRIU may hold some.
+async fn end_worker(pid: i32, ended: &mut oneshot::Receiver<Ended>, ask: bool, connections: bool) {
+    let mut end = Instant::now() + WORKER_GRACE;
+    let (mut alive, mut asked) = (true, false);
     while Instant::now() < end {
+        if alive && ended.try_recv().is_ok() {
+            alive = false;
+            end = if connections { end } else { end.min(Instant::now() + ORPHAN_GRACE) };
+        }
+        // Not to the group: CRIU would end there and then.
+        if ask && alive && !asked {
+            let _ = process::signal(pid, Signal::TERM.as_raw());
+            asked = true;
+        }
         if matches!(process::group_exists(pid), Ok(false)) {
             return;
         }
