@@ -31,7 +31,7 @@ use crate::places::Places;
 use crate::process::{tail, wait};
 
 /// Time for a daemon to be ready after its start.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(90);
 
 /// Time for a daemon to end after SIGTERM.
 const STOP: Duration = Duration::from_secs(20);
