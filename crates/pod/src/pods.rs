@@ -338,11 +338,6 @@ impl Pods {
         Ok(pods)
     }
 
-    /// The runtime handlers by name; the default one also has the empty name.
-    pub fn handlers(&self) -> impl Iterator<Item = (&str, bool)> {
-        self.config.handlers.keys().map(|name| (name.as_str(), *name == self.config.default_handler))
-    }
-
     /// The driver of control groups, for CRI's RuntimeConfig.
     pub fn cgroup_driver(&self) -> CgroupDriver {
         self.config.cgroup_driver
