@@ -419,6 +419,13 @@ impl Drop for Running {
 }
 
 /// Removes a directory tree if it is there. Nothing may be mounted below it.
+/// Runs a short piece of work with the file system off the asynchronous threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+}
+
 pub(crate) async fn remove_tree(path: &Path) -> std::io::Result<()> {
     match tokio::fs::remove_dir_all(path).await {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),

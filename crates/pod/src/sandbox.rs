@@ -1,5 +1,6 @@
 //! Pod sandboxes: run, stop, remove, status, list.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,12 +11,13 @@ use stasis_cri_api::runtime::{
     PodSandboxMetadata, PodSandboxNetworkStatus, PodSandboxState, PodSandboxStatus, PodSandboxStatusResponse,
 };
 use stasis_shim_api::{NamespaceSource, SandboxSpec, layout};
+use stasis_sys::namespace::{self, Kind, NewNamespaces};
 use tracing::{info, warn};
 
 use crate::container::matches_labels;
 use crate::error::{Error, IoContext as _, Result};
 use crate::files;
-use crate::pods::{Pod, Pods, remove_tree};
+use crate::pods::{Pod, Pods, blocking, remove_tree};
 use crate::record::{PodRecord, now};
 use crate::spec;
 
@@ -58,8 +60,14 @@ impl Pods {
         if !config.log_directory.is_empty() {
             std::fs::create_dir_all(&config.log_directory).doing(format_args!("make {}", config.log_directory))?;
         }
-        let sandbox = self.runtime.start_sandbox(id, SANDBOX_RUNTIME, &dir, &sandbox_spec(&config)).await?;
-        let ips = if files::host_network(&config) { Vec::new() } else { self.connect_network(id, &config).await? };
+        let (spec, network_sysctls) = sandbox_spec(&config);
+        if spec.network == NamespaceSource::Pinned {
+            pin_network(&dir, network_sysctls).await?;
+        }
+        // Side by side: neither needs the other. Both are waited for, as the clean-up after a failure must be the last.
+        let starting = self.runtime.start_sandbox(id, SANDBOX_RUNTIME, &dir, &spec);
+        let (sandbox, ips) = futures_util::future::join(starting, self.connect_network(id, &config)).await;
+        let (sandbox, ips) = (sandbox?, ips?);
         files::write(&dir, &config, &ips)?;
         let record = PodRecord {
             id: id.to_owned(),
@@ -77,7 +85,11 @@ impl Pods {
         Ok(())
     }
 
+    /// Connects the pod unless it is in the host's network; returns its addresses.
     async fn connect_network(&self, id: &str, config: &PodSandboxConfig) -> Result<Vec<IpAddr>> {
+        if files::host_network(config) {
+            return Ok(Vec::new());
+        }
         let network = self.pod_network(id, config);
         let added = self.cni.add(&network).await?;
         if added.ips.is_empty() {
@@ -86,6 +98,13 @@ impl Pods {
             )));
         }
         Ok(added.ips)
+    }
+
+    /// Gives back the network of a pod and lets go of its namespace.
+    async fn disconnect_network(&self, id: &str) -> Result<()> {
+        let netns = self.netns(id);
+        self.cni.del(id, Some(&netns)).await?;
+        blocking(move || namespace::unpin(&netns)).await.doing("let go of the pod's network namespace")
     }
 
     fn pod_network(&self, id: &str, config: &PodSandboxConfig) -> PodNetwork {
@@ -125,20 +144,23 @@ impl Pods {
             self.containers_of(&pod.id).into_iter().map(|container| async move { self.end_now(&container).await });
         futures_util::future::try_join_all(kills).await?;
         let (ready, released) = (pod.record().ready, pod.record().network_released);
-        if !released {
-            self.cni.del(&pod.id, Some(&self.netns(&pod.id))).await?;
-        }
-        if let Some(sandbox) = pod.take_sandbox() {
-            end_sandbox(&sandbox).await;
-        }
-        if ready || !released {
+        let sandbox = pod.take_sandbox();
+        let disconnecting = async { if released { Ok(()) } else { self.disconnect_network(&pod.id).await } };
+        let ending = async {
+            if let Some(sandbox) = &sandbox {
+                end_sandbox(sandbox).await;
+            }
+        };
+        let (disconnected, ()) = futures_util::future::join(disconnecting, ending).await;
+        let newly_released = !released && disconnected.is_ok();
+        if ready || newly_released {
             pod.update(&self.store, |record| {
                 record.ready = false;
-                record.network_released = true;
+                record.network_released |= newly_released;
             })
             .await?;
         }
-        Ok(())
+        disconnected
     }
 
     /// Removes a pod sandbox with its containers, by force if they run: CRI RemovePodSandbox. Idempotent.
@@ -280,27 +302,45 @@ pub(crate) fn pod_name(config: &PodSandboxConfig) -> String {
     format!("{name}_{namespace}_{uid}_{attempt}")
 }
 
-fn sandbox_spec(config: &PodSandboxConfig) -> SandboxSpec {
+/// Makes the network namespace of a pod, so that its connection need not wait for the shim.
+async fn pin_network(dir: &Path, sysctls: BTreeMap<String, String>) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let dir = dir.join(layout::NAMESPACES);
+    let made = blocking(move || {
+        std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
+        let sysctls: Vec<(&str, &str)> = sysctls.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        namespace::pin_new(&dir, &NewNamespaces { kinds: &[Kind::Net], hostname: None, sysctls: &sysctls })
+    });
+    made.await.doing("make the pod's network namespace")
+}
+
+/// What the shim is to set up, and the sysctls of the network namespace if that is made here.
+fn sandbox_spec(config: &PodSandboxConfig) -> (SandboxSpec, BTreeMap<String, String>) {
     let options = files::namespaces(config).cloned().unwrap_or_default();
-    let source = |mode: NamespaceMode| match mode {
+    let own = |mode: NamespaceMode, source: NamespaceSource| match mode {
         NamespaceMode::Node => NamespaceSource::Host,
-        _ => NamespaceSource::New,
+        _ => source,
     };
-    // The UTS namespace follows the network's: a host name belongs to the address that it stands for.
-    let network = source(options.network());
-    SandboxSpec {
+    let network = own(options.network(), NamespaceSource::Pinned);
+    let sysctls = config.linux.as_ref().map(|linux| linux.sysctls.clone()).unwrap_or_default().into_iter();
+    let (network_sysctls, sysctls) = sysctls.partition(|(name, _)| {
+        network == NamespaceSource::Pinned && (name.starts_with("net.") || name.starts_with("net/"))
+    });
+    let spec = SandboxSpec {
         network,
-        ipc: source(options.ipc()),
-        uts: network,
+        ipc: own(options.ipc(), NamespaceSource::New),
+        // It follows the network's: a host name belongs to the address that it stands for.
+        uts: own(options.network(), NamespaceSource::New),
         pid: match options.pid() {
             NamespaceMode::Pod => NamespaceSource::New,
             NamespaceMode::Node => NamespaceSource::Host,
             NamespaceMode::Container | NamespaceMode::Target => NamespaceSource::PerContainer,
         },
-        hostname: (network == NamespaceSource::New).then(|| files::hostname(config)),
-        sysctls: config.linux.as_ref().map(|linux| linux.sysctls.clone().into_iter().collect()).unwrap_or_default(),
+        hostname: (network == NamespaceSource::Pinned).then(|| files::hostname(config)),
+        sysctls,
         shm_size_bytes: SHM_BYTES,
-    }
+    };
+    (spec, network_sysctls)
 }
 
 fn port_mappings(config: &PodSandboxConfig) -> Vec<stasis_cni::PortMapping> {

@@ -45,12 +45,14 @@ pub mod layout {
     pub const BUNDLES: &str = "bundles";
 }
 
-/// Whether a pod has a namespace of its own or uses the host's.
+/// Where a pod's namespace comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NamespaceSource {
     /// A new namespace, pinned below the pod's directory.
     New,
+    /// A namespace that the daemon has pinned there already, and lets go of itself.
+    Pinned,
     /// The host's; nothing is pinned.
     Host,
     /// Not shared by the pod: each container makes its own (PID namespaces in CRI mode CONTAINER).
@@ -62,7 +64,7 @@ pub enum NamespaceSource {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SandboxSpec {
-    /// Network namespace; a new one has `lo` up.
+    /// Network namespace; a new one has `lo` up. A pinned one has its sysctls already.
     pub network: NamespaceSource,
     /// IPC namespace.
     pub ipc: NamespaceSource,

@@ -83,7 +83,8 @@ fn delete_pod(dir: &Path) -> Result<(), Error> {
         }
     }
     end_init(dir)?;
-    sandbox::take_down(dir)?;
+    // The network's too, whoever pinned it: this runs once the pod has given back its address.
+    sandbox::take_down(dir, &sandbox::ALL_KINDS)?;
     for name in [layout::SOCKET, layout::PID] {
         // A dead shim's; it may have removed them itself.
         let _ = fs::remove_file(dir.join(name));

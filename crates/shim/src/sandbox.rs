@@ -24,6 +24,9 @@ use crate::journal;
 use crate::process::State;
 use crate::server::{Shim, detached};
 
+/// The kinds of namespaces that a pod can have pinned.
+pub(crate) const ALL_KINDS: [Kind; 4] = [Kind::Net, Kind::Ipc, Kind::Uts, Kind::Pid];
+
 /// What containerd calls a sandbox that can take containers.
 const READY: &str = "SANDBOX_READY";
 /// What containerd calls any other.
@@ -56,6 +59,22 @@ struct Pod {
     dir: PathBuf,
     /// None for a sandbox of containerd, which brings its namespaces itself.
     spec: Option<Arc<SandboxSpec>>,
+}
+
+impl Pod {
+    /// The kinds of namespaces that are not the daemon's to let go of.
+    fn own_kinds(&self) -> Vec<Kind> {
+        let is_daemons = |kind: &Kind| {
+            let source = self.spec.as_ref().map(|spec| match kind {
+                Kind::Net => spec.network,
+                Kind::Ipc => spec.ipc,
+                Kind::Uts => spec.uts,
+                Kind::Pid => spec.pid,
+            });
+            source == Some(NamespaceSource::Pinned)
+        };
+        ALL_KINDS.into_iter().filter(|kind| !is_daemons(kind)).collect()
+    }
 }
 
 /// The sandbox of this shim.
@@ -120,7 +139,7 @@ impl Sandbox {
         let init = match pod.spec.as_deref() {
             Some(spec) => set_up(&pod.dir, spec).inspect_err(|_| {
                 // What failed is reported; the rest goes as far as it can.
-                let _ = take_down(&pod.dir);
+                let _ = take_down(&pod.dir, &pod.own_kinds());
             })?,
             None => None,
         };
@@ -147,9 +166,9 @@ impl Sandbox {
                 ended.map_err(|_| Error::Deadline(format!("container {} did not end", container.id)))?;
             }
         }
-        let (dir, init) = match &*self.phase() {
-            Phase::Ready { pod, init, .. } => (pod.dir.clone(), *init),
-            Phase::Stopped { pod, .. } => (pod.dir.clone(), None),
+        let (pod, init) = match &*self.phase() {
+            Phase::Ready { pod, init, .. } => (pod.clone(), *init),
+            Phase::Stopped { pod, .. } => (pod.clone(), None),
             Phase::None | Phase::Created(_) => return Ok(()),
         };
         if let Some(init) = init {
@@ -158,7 +177,7 @@ impl Sandbox {
             let stopped = tokio::time::timeout(INIT_LIMIT, self.wait()).await;
             stopped.map_err(|_| Error::Deadline("the pod's init did not end".to_owned()))?;
         }
-        take_down(&dir)?;
+        take_down(&pod.dir, &pod.own_kinds())?;
         self.record_stop();
         Ok(())
     }
@@ -232,14 +251,14 @@ fn set_up(dir: &Path, spec: &SandboxSpec) -> Result<Option<i32>, Error> {
     }
     match spec.pid {
         NamespaceSource::New => Ok(Some(namespace::pod_init(&namespaces).map_err(Error::io("the pod's init"))?)),
-        NamespaceSource::Host | NamespaceSource::PerContainer => Ok(None),
+        NamespaceSource::Pinned | NamespaceSource::Host | NamespaceSource::PerContainer => Ok(None),
     }
 }
 
-/// Takes off what [`set_up`] mounted. What is not there is no error.
-pub(crate) fn take_down(dir: &Path) -> Result<(), Error> {
+/// Takes off what [`set_up`] mounted: `/dev/shm` and the namespaces of these kinds. What is not there is no error.
+pub(crate) fn take_down(dir: &Path, kinds: &[Kind]) -> Result<(), Error> {
     mount::unmount_all_below(&dir.join(layout::SHM)).map_err(Error::io("the pod's /dev/shm"))?;
-    for kind in [Kind::Net, Kind::Ipc, Kind::Uts, Kind::Pid] {
+    for kind in kinds {
         let pin = dir.join(layout::NAMESPACES).join(kind.name());
         namespace::unpin(&pin).map_err(Error::io("the pod's namespaces"))?;
     }

@@ -34,8 +34,8 @@ const OOM_SCORE_ADJ: &str = "-999";
 /// After so many steps of tasks the reactor is asked for news, so that a container that writes without end delays nobody.
 const EVENT_INTERVAL: u32 = 16;
 
-/// How long the answer to the request that ends the shim may take to get out.
-const LINGER: Duration = Duration::from_millis(20);
+/// How long the answer to the request that ends the shim has to get out. It is one write, of a task that can run.
+const LINGER: Duration = Duration::from_millis(1);
 
 /// How often a shim that nobody has used yet looks whether its directory is still there.
 const UNUSED_CHECK: Duration = Duration::from_millis(100);

@@ -10,14 +10,23 @@ use std::path::{Path, PathBuf};
 /// Replaces `path` by a file that holds `bytes`, with exactly the permission bits of `mode`. After a crash at any moment
 /// the path names either the old content or the new; on an error the old content stays and no temporary file is left.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    replace(path, bytes, mode, File::sync_all)?;
+    sync_dir(parent(path))
+}
+
+/// As [`write_atomic`], for what need not outlive the machine's run: nothing waits for the disk. A crash of this process
+/// loses nothing; after one of the machine the file may be empty.
+pub fn write_volatile(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    replace(path, bytes, mode, |_| Ok(()))
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32, finish: fn(&File) -> io::Result<()>) -> io::Result<()> {
     let temporary = temporary_name(path)?;
-    let written = write_new(&temporary, bytes, mode).and_then(|()| fs::rename(&temporary, path));
-    if let Err(error) = written {
+    let written = write_new(&temporary, bytes, mode).and_then(|file| finish(&file));
+    written.and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| {
         // The file may not exist, when creating it was what failed.
         let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    sync_dir(parent(path))
+    })
 }
 
 /// Makes the names in a directory durable: files created, renamed or removed in it.
@@ -42,13 +51,13 @@ pub fn available_bytes(path: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(open(path, flags, Mode::RUSR | Mode::WUSR)?);
     file.write_all(bytes)?;
     // Not by the mode of open, from which the umask is taken away.
     fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?;
-    file.sync_all()
+    Ok(file)
 }
 
 fn temporary_name(path: &Path) -> io::Result<PathBuf> {
@@ -85,6 +94,9 @@ mod tests {
         write_atomic(&path, b"new", 0o666).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o666);
+        write_volatile(&path, b"newest", 0o600).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"newest");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
         assert_eq!(names(dir.path()), ["file"]);
     }
 
@@ -94,6 +106,7 @@ mod tests {
         let path = dir.path().join("occupied");
         fs::create_dir(&path).unwrap();
         assert!(write_atomic(&path, b"x", 0o600).is_err());
+        assert!(write_volatile(&path, b"x", 0o600).is_err());
         assert_eq!(names(dir.path()), ["occupied"]);
         assert!(path.is_dir());
     }

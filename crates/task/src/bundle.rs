@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use stasis_shim_api::layout;
-use stasis_sys::file::write_atomic;
+use stasis_sys::file::write_volatile;
 use stasis_sys::mount::{mounts_below, unmount_all_below};
 use stasis_sys::path::read_limited;
 
@@ -209,15 +209,20 @@ fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     file.and_then(|mut file| file.write_all(bytes)).map_err(|error| Error::io("cannot write", path.display(), error))
 }
 
+/// The directories are of this run of the machine, as the shims are.
 fn write_small(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_atomic(path, bytes, 0o600).map_err(|error| Error::io("cannot write", path.display(), error))
+    write_volatile(path, bytes, 0o600).map_err(|error| Error::io("cannot write", path.display(), error))
 }
 
 fn read_small(path: &Path) -> Result<Vec<u8>> {
-    read_limited(path, SMALL_FILE_MAX).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => Error::NotFound(format!("{} does not exist", path.display())),
-        _ => Error::io("cannot read", path.display(), error),
-    })
+    match read_limited(path, SMALL_FILE_MAX) {
+        // What a crash of the machine can leave, where the state directory is on a disk. None of these files is ever empty.
+        Ok(bytes) if bytes.is_empty() => Err(Error::NotFound(format!("{} is empty", path.display()))),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(Error::NotFound(format!("{} does not exist", path.display())))
+        }
+        read => read.map_err(|error| Error::io("cannot read", path.display(), error)),
+    }
 }
 
 /// The paths in a directory; none if it does not exist or is none.
