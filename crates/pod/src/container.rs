@@ -328,19 +328,30 @@ impl Pods {
         self.detached(async move { pods.remove_now(&container).await }).await
     }
 
-    pub(crate) async fn remove_now(&self, container: &Arc<Container>) -> Result<()> {
+    async fn remove_now(&self, container: &Arc<Container>) -> Result<()> {
+        self.take_away(container).await?;
+        self.store.delete_container(&container.id).await?;
+        self.forget_container(container);
+        Ok(())
+    }
+
+    /// Takes away everything of a container but its record.
+    pub(crate) async fn take_away(&self, container: &Arc<Container>) -> Result<()> {
         self.end_now(container).await?;
         let _operation = container.operation.lock().await;
         self.forget_task(container).await;
         self.images.remove_rootfs(&container.id).await?;
         self.discard_container(&container.pod_id, &container.id).await;
-        self.store.delete_container(&container.id).await?;
+        Ok(())
+    }
+
+    /// Forgets a container whose record is deleted: its name is free.
+    pub(crate) fn forget_container(&self, container: &Container) {
         self.containers.remove(&container.id);
         let record = container.record();
         if let Some(config) = &record.config {
             self.names.release(&container_name(&record.pod_id, config));
         }
-        Ok(())
     }
 
     /// Has the shim forget a task, if there is one: its exit has been recorded, or does not matter.

@@ -148,6 +148,11 @@ impl Pods {
         let disconnecting = async { if released { Ok(()) } else { self.disconnect_network(&pod.id).await } };
         let ending = async {
             if let Some(sandbox) = &sandbox {
+                // A shim that ends amid the deletion of a task would be taken for dead.
+                for container in self.containers_of(&pod.id) {
+                    let _operation = container.operation.lock().await;
+                    self.forget_task(&container).await;
+                }
                 end_sandbox(sandbox).await;
             }
         };
@@ -173,11 +178,15 @@ impl Pods {
         self.detached(async move {
             let _operation = pod.operation.lock().await;
             pods.stop_pod(&pod).await?;
-            for container in pods.containers_of(&pod.id) {
-                pods.remove_now(&container).await?;
+            let containers = pods.containers_of(&pod.id);
+            for container in &containers {
+                pods.take_away(container).await?;
             }
             pods.tear_down(&pod.id).await;
-            pods.store.delete_pod(&pod.id).await?;
+            pods.store.delete_pod(&pod.id, containers.iter().map(|container| container.id.clone()).collect()).await?;
+            for container in &containers {
+                pods.forget_container(container);
+            }
             pods.pods.remove(&pod.id);
             pods.names.release(&pod_name(pod.record().config.as_ref().unwrap_or(&PodSandboxConfig::default())));
             Ok(())

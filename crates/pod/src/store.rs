@@ -48,12 +48,27 @@ impl Store {
         self.put(CONTAINERS, record.id.clone(), encode(record)).await
     }
 
-    pub(crate) async fn delete_pod(&self, id: &str) -> Result<()> {
-        self.delete(PODS, id.to_owned()).await
+    /// Forgets a pod and its containers.
+    pub(crate) async fn delete_pod(&self, id: &str, containers: Vec<String>) -> Result<()> {
+        let id = id.to_owned();
+        self.write(move |transaction| {
+            let mut table = transaction.open_table(CONTAINERS)?;
+            for container in &containers {
+                table.remove(container.as_str())?;
+            }
+            transaction.open_table(PODS)?.remove(id.as_str())?;
+            Ok(())
+        })
+        .await
     }
 
     pub(crate) async fn delete_container(&self, id: &str) -> Result<()> {
-        self.delete(CONTAINERS, id.to_owned()).await
+        let id = id.to_owned();
+        self.write(move |transaction| {
+            transaction.open_table(CONTAINERS)?.remove(id.as_str())?;
+            Ok(())
+        })
+        .await
     }
 
     fn all<R: Message + Default>(&self, table: TableDefinition<'static, &str, &[u8]>) -> Result<Vec<R>> {
@@ -72,14 +87,6 @@ impl Store {
     async fn put(&self, table: TableDefinition<'static, &str, &[u8]>, key: String, value: Vec<u8>) -> Result<()> {
         self.write(move |transaction| {
             transaction.open_table(table)?.insert(key.as_str(), value.as_slice())?;
-            Ok(())
-        })
-        .await
-    }
-
-    async fn delete(&self, table: TableDefinition<'static, &str, &[u8]>, key: String) -> Result<()> {
-        self.write(move |transaction| {
-            transaction.open_table(table)?.remove(key.as_str())?;
             Ok(())
         })
         .await

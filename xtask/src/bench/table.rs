@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use anyhow::Result;
-
 use super::measure::Series;
 use crate::node::Node;
 
@@ -19,7 +17,7 @@ pub(super) enum Bar {
 }
 
 /// All results; the first node is the peer, the second, if there is one, ours.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Table {
     nodes: Vec<&'static str>,
     rows: Vec<Row>,
@@ -34,8 +32,9 @@ struct Row {
 }
 
 impl Table {
-    pub(super) fn new(nodes: &[Node]) -> Result<Self> {
-        Ok(Self { nodes: nodes.iter().map(|node| node.runtime.name()).collect(), rows: Vec::new() })
+    /// Says which nodes are measured, for the heading.
+    pub(super) fn of(&mut self, nodes: &[Node]) {
+        self.nodes = nodes.iter().map(|node| node.runtime.name()).collect();
     }
 
     /// Adds a measured quantity and says it, so that a long run shows how far it is.
