@@ -4,7 +4,7 @@
 //! next one connects anew: a broken connection is not yet a dead shim.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use protobuf::Message;
@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use ttrpc::asynchronous::{Client, transport::Socket};
-use ttrpc::{Code, Request};
+use ttrpc::{Code, Request, Response};
 
 use crate::{Error, Exit, Result};
 
@@ -21,6 +21,9 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// The shim's own deadline for a request is later than ours by this, so that ours is the one that is met.
 const SHIM_GRACE: Duration = Duration::from_secs(1);
+
+/// What ttrpc's Go server says to a request whose number is lower than that of one before it.
+const OUT_OF_ORDER: &str = "StreamID cannot be re-used and must increment";
 
 /// In which metadata key containerd's namespace travels.
 const NAMESPACE_KEY: &str = "containerd-namespace-ttrpc";
@@ -125,7 +128,7 @@ impl Connection {
         }
         // In a task of its own: a request that is dropped in the middle of its writing would take the connection, which
         // others use, down with it.
-        let mut asked = tokio::spawn(async move { client.request(request).await });
+        let mut asked = tokio::spawn(async move { ask(&client, request).await });
         let answer = match limit {
             Limit::None => (&mut asked).await,
             Limit::Of(limit) => timeout(limit, &mut asked).await.map_err(|_| {
@@ -175,6 +178,17 @@ impl Connection {
     }
 }
 
+/// Makes a request until it arrives in order. Requests that begin at once can be written in another order than that of
+/// their numbers, and a shim written in Go then refuses the late one unread.
+async fn ask(client: &Client, request: Request) -> ttrpc::Result<Response> {
+    loop {
+        match client.request(request.clone()).await {
+            Err(ttrpc::Error::RpcStatus(status)) if status.message() == OUT_OF_ORDER => {}
+            answer => return answer,
+        }
+    }
+}
+
 /// A path, or after `@` a name in the abstract namespace (foreign shims of old).
 async fn connect(path: &str) -> std::io::Result<UnixStream> {
     match path.strip_prefix('@') {
@@ -212,7 +226,7 @@ fn from_status(status: &ttrpc::Status) -> Error {
 pub(crate) struct Connections(Mutex<HashMap<String, Weak<Connection>>>);
 
 impl Connections {
-    pub(crate) fn get(&self, endpoint: Endpoint, namespace: &str) -> std::sync::Arc<Connection> {
+    pub(crate) fn get(&self, endpoint: Endpoint, namespace: &str) -> Arc<Connection> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, connection| connection.strong_count() > 0);
         if let Some(connection) = known.get(&endpoint.address).and_then(Weak::upgrade)
@@ -220,8 +234,8 @@ impl Connections {
         {
             return connection;
         }
-        let connection = std::sync::Arc::new(Connection::new(endpoint, namespace));
-        known.insert(connection.endpoint.address.clone(), std::sync::Arc::downgrade(&connection));
+        let connection = Arc::new(Connection::new(endpoint, namespace));
+        known.insert(connection.endpoint.address.clone(), Arc::downgrade(&connection));
         connection
     }
 }

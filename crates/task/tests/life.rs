@@ -49,6 +49,7 @@ with_each_shim!(
     a_dead_shim_is_told_and_cleaned_up_after,
     a_failed_create_leaves_nothing,
     a_task_that_never_ran_can_be_deleted,
+    many_requests_at_once_are_all_answered,
 );
 
 async fn wait_soon(task: &Arc<dyn Task>) -> stasis_task::Exit {
@@ -87,6 +88,24 @@ async fn a_container_lives_and_dies(shim: Shim) {
     assert_eq!(socket.exists(), shim == Shim::Ours, "a pod's shim stays, a task's own goes");
     assert!(matches!(pod.runtime.get("c1").await, Err(Error::NotFound(_))));
     assert!(matches!(pod.runtime.delete("c1").await, Err(Error::NotFound(_))));
+    pod.end().await;
+}
+
+async fn many_requests_at_once_are_all_answered(shim: Shim) {
+    let pod = Pod::start(shim).await;
+    let task = pod.create("c1", &["/bin/sleep", "1000"]).await.unwrap();
+    task.start().await.unwrap();
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..2000 {
+        let task = Arc::clone(&task);
+        asking.spawn(async move { task.state().await });
+    }
+    while let Some(answer) = timeout(SOON, asking.join_next()).await.expect("they are answered soon") {
+        assert_eq!(answer.unwrap().unwrap().status, Status::Running);
+    }
+    task.kill(KILL, false).await.unwrap();
+    wait_soon(&task).await;
+    task.delete().await.unwrap();
     pod.end().await;
 }
 
