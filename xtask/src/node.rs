@@ -128,8 +128,13 @@ impl Ground {
         for dir in [ground.root(), ground.cni(), ground.archives(), ground.pod_logs()] {
             fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         }
-        fs::DirBuilder::new().mode(0o711).create(&ground.run)?;
+        ground.make_run()?;
         Ok(ground)
+    }
+
+    fn make_run(&self) -> Result<()> {
+        let made = fs::DirBuilder::new().mode(0o711).create(&self.run);
+        made.with_context(|| format!("create {}", self.run.display()))
     }
 
     /// Removes everything of the node by force.
@@ -235,6 +240,17 @@ impl Node {
         self.daemon.kill().context("kill the daemon")?;
         self.daemon.wait().context("reap the daemon")?;
         Ok(())
+    }
+
+    /// Takes away what a sudden reboot of the machine would, and starts the daemon again.
+    ///
+    /// # Errors
+    /// Where the system refuses, and as [`Node::start`].
+    pub async fn reboot(&mut self) -> Result<()> {
+        self.kill_daemon()?;
+        remains::reboot(&self.ground)?;
+        self.ground.make_run()?;
+        self.restart_daemon().await
     }
 
     /// Starts the daemon again after its end, and connects anew.

@@ -55,7 +55,7 @@ impl Cache {
         let path = self.path(&attachment.pod.id)?;
         make_dir(&self.0).map_err(|error| Error::cache("cannot make", &self.0, error))?;
         let json = serde_json::to_vec(attachment).map_err(|error| Error::cache("cannot write", &path, error))?;
-        write_atomic(&path, &json, 0o600).map_err(|error| Error::cache("cannot write", &path, error))
+        write_atomic(&path, &json, 0o600).map_err(|error| Error::write(&path, &error))
     }
 
     /// What was kept of a pod, if anything.

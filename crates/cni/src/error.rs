@@ -1,6 +1,7 @@
 //! What can go wrong with a pod's network.
 
 use std::fmt;
+use std::io::ErrorKind;
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -28,11 +29,22 @@ pub enum Error {
     /// The cache could not be read or written.
     #[error("{0}")]
     Cache(String),
+    /// The cache could not be written for want of space. Nothing was added to a network.
+    #[error("{0}")]
+    NoSpace(String),
 }
 
 impl Error {
     pub(crate) fn cache(doing: &str, path: &std::path::Path, error: impl fmt::Display) -> Self {
         Self::Cache(format!("{doing} {}: {error}", path.display()))
+    }
+
+    pub(crate) fn write(path: &std::path::Path, error: &std::io::Error) -> Self {
+        let message = format!("cannot write {}: {error}", path.display());
+        match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::NoSpace(message),
+            _ => Self::Cache(message),
+        }
     }
 }
 

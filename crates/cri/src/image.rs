@@ -1,6 +1,6 @@
 //! CRI ImageService over the image store, and how an image looks in CRI.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use stasis_cri_api::runtime::image_service_server::ImageService;
@@ -23,10 +23,11 @@ impl ImageService for ImageCalls {
         call::read("ListImages", "", async {
             let filter = request.into_inner().filter.and_then(|filter| filter.image).unwrap_or_default().image;
             let images = match filter.as_str() {
-                "" => self.0.images.list().iter().map(|image| to_cri(image)).collect(),
-                name => self.0.images.resolve(name).iter().map(|image| to_cri(image)).collect(),
+                "" => self.0.images.list(),
+                name => Arc::new(self.0.images.resolve(name).into_iter().collect()),
             };
-            Ok(ListImagesResponse { images })
+            let needed = self.0.pods.needed_bases();
+            Ok(ListImagesResponse { images: images.iter().map(|image| to_cri(image, &needed)).collect() })
         })
         .await
     }
@@ -39,7 +40,8 @@ impl ImageService for ImageCalls {
             // "If the image is not present, returns a response with ImageStatusResponse.Image set to nil."
             let Some(image) = self.0.images.resolve(&name) else { return Ok(ImageStatusResponse::default()) };
             let info = if verbose { self.info(&image).await? } else { HashMap::new() };
-            Ok(ImageStatusResponse { image: Some(to_cri(&image)), info })
+            let image = to_cri(&image, &self.0.pods.needed_bases());
+            Ok(ImageStatusResponse { image: Some(image), info })
         })
         .await
     }
@@ -98,8 +100,8 @@ impl ImageCalls {
     }
 }
 
-/// An image as CRI shows it.
-fn to_cri(image: &stasis_image::Image) -> Image {
+/// An image as CRI shows it. `needed` are IDs of images that the kubelet must not collect, though no container names them.
+fn to_cri(image: &stasis_image::Image, needed: &HashSet<String>) -> Image {
     let user = image.config.config().as_ref().and_then(|config| config.user().as_deref()).unwrap_or_default();
     let (uid, username) = user_of(user);
     Image {
@@ -114,7 +116,7 @@ fn to_cri(image: &stasis_image::Image) -> Image {
             annotations: image.annotations.clone().into_iter().collect(),
             ..ImageSpec::default()
         }),
-        pinned: image.pinned,
+        pinned: image.pinned || needed.contains(&image.id),
     }
 }
 

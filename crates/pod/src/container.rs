@@ -1,6 +1,6 @@
 //! Containers: create, start, stop, remove, status, list.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -403,6 +403,14 @@ impl Pods {
             .collect();
         list.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
         list
+    }
+
+    /// IDs of the images that restored containers stand on. Their status names the checkpoint, so a collector of unused
+    /// images would take the base away, and the checkpoint could not be restored again.
+    pub fn needed_bases(&self) -> HashSet<String> {
+        let containers = self.containers.all();
+        let restored = containers.iter().map(|container| container.record()).filter(|record| record.restored);
+        restored.map(|record| record.base_image_id.clone()).collect()
     }
 
     /// State of a container: CRI ContainerStatus.

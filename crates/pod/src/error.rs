@@ -83,13 +83,14 @@ pub(crate) trait IoContext<T> {
 
 impl<T> IoContext<T> for std::io::Result<T> {
     fn doing(self, what: impl fmt::Display) -> Result<T> {
-        self.map_err(|error| {
-            let kind = match error.kind() {
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Kind::ResourceExhausted,
-                _ => Kind::Internal,
-            };
-            Error::new(kind, format!("cannot {what}: {error}"))
-        })
+        self.map_err(|error| Error::new(kind_of(&error), format!("cannot {what}: {error}")))
+    }
+}
+
+fn kind_of(error: &std::io::Error) -> Kind {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Kind::ResourceExhausted,
+        _ => Kind::Internal,
     }
 }
 
@@ -139,6 +140,7 @@ impl From<stasis_cni::Error> for Error {
         let kind = match &error {
             stasis_cni::Error::NotReady(_) => Kind::FailedPrecondition,
             stasis_cni::Error::InvalidArgument(_) => Kind::InvalidArgument,
+            stasis_cni::Error::NoSpace(_) => Kind::ResourceExhausted,
             stasis_cni::Error::Plugin(_) | stasis_cni::Error::Cache(_) => Kind::Internal,
         };
         Self::new(kind, error.to_string())
@@ -159,6 +161,10 @@ impl From<crate::spec::SpecError> for Error {
 
 impl From<redb::Error> for Error {
     fn from(error: redb::Error) -> Self {
-        Self::internal(format!("the state database failed: {error}"))
+        let kind = match &error {
+            redb::Error::Io(error) => kind_of(error),
+            _ => Kind::Internal,
+        };
+        Self::new(kind, format!("the state database failed: {error}"))
     }
 }

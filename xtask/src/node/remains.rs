@@ -116,6 +116,17 @@ pub(super) fn find(ground: &Ground) -> Result<Vec<String>> {
 
 /// Ends and removes everything that is the node's.
 pub(super) fn sweep(ground: &Ground) -> Result<()> {
+    reboot(ground)?;
+    remove_tree(&ground.disk)?;
+    for shared in SHARED {
+        // Others may have things in it, which then keep it from going.
+        let _ = fs::remove_dir(shared);
+    }
+    Ok(())
+}
+
+/// Ends and removes what does not outlive the machine's run, and leaves what is on disk.
+pub(super) fn reboot(ground: &Ground) -> Result<()> {
     kill_all(ground)?;
     unmount_below(&ground.run)?;
     unmount_below(&ground.disk)?;
@@ -123,13 +134,7 @@ pub(super) fn sweep(ground: &Ground) -> Result<()> {
     for cgroup in cgroups(&ground.cgroup_parent) {
         fs::remove_dir(&cgroup).with_context(|| format!("remove the cgroup {}", cgroup.display()))?;
     }
-    remove_tree(&ground.run)?;
-    remove_tree(&ground.disk)?;
-    for shared in SHARED {
-        // Others may have things in it, which then keep it from going.
-        let _ = fs::remove_dir(shared);
-    }
-    Ok(())
+    remove_tree(&ground.run)
 }
 
 /// Removes an interface if it exists.

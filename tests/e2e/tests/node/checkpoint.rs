@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use stasis_cri_api::runtime::{ContainerState, Mount};
+use stasis_cri_api::runtime::{ContainerState, ListImagesRequest, Mount};
 use stasis_e2e::{COUNTER, Stage, check, counts, counts_beyond, shell};
 use tonic::Code;
 use xtask::cri::{Container, Pod, container_config, refusal};
@@ -31,8 +31,10 @@ fn a_container_goes_on_in_other_pods() {
 
         // As an image.
         stage.stasis(&["checkpoint", "to-image", &archive.display().to_string(), FROZEN])?;
+        assert!(!is_pinned(stage, COUNTER).await?);
         let (second, restored) = restored(stage, "second", FROZEN).await?;
         is_the_same(stage, &second, &restored).await?;
+        assert!(is_pinned(stage, COUNTER).await?, "a collector of images would take the base away");
 
         // A second checkpoint, of the restored one, as an archive.
         stage.sh(&restored, "test ! -e /etc/group && echo again >> /kept").await?;
@@ -91,6 +93,12 @@ async fn is_the_same(stage: &mut Stage, pod: &Pod, container: &Container) -> Res
         assert_eq!(of_process, fs::metadata(pinned.join(namespace))?.ino(), "{namespace} namespace");
     }
     Ok(())
+}
+
+async fn is_pinned(stage: &mut Stage, reference: &str) -> Result<bool> {
+    let images = stage.node.cri.images.list_images(ListImagesRequest::default()).await?.into_inner().images;
+    let image = images.into_iter().find(|image| image.repo_tags.iter().any(|tag| tag == reference));
+    Ok(image.context("the image is not there")?.pinned)
 }
 
 fn archive_is_private_and_plain(archive: &Path) -> Result<()> {

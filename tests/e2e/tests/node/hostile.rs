@@ -1,8 +1,8 @@
 //! Checkpoints that fail and archives that are refused: the container counts on, and nothing is left behind.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::time::Duration;
 
@@ -129,6 +129,8 @@ fn what_cannot_be_restored_is_refused_and_leaves_nothing() {
         fs::write(stage.archive("empty.tar"), b"")?;
         fs::write(stage.archive("text.tar"), b"this is no archive\n".repeat(100))?;
         fs::create_dir(stage.archive("dir.tar"))?;
+        fs::copy(&good, stage.archive("open.tar"))?;
+        fs::set_permissions(stage.archive("open.tar"), Permissions::from_mode(0o622))?;
         let dotted = stage.node.ground.archives().join("../outside.tar");
         let cases = [
             (outside.as_path(), vec![Code::PermissionDenied], "archive_dirs"),
@@ -137,6 +139,7 @@ fn what_cannot_be_restored_is_refused_and_leaves_nothing() {
             (&stage.archive("link-out.tar"), vec![Code::InvalidArgument], "link-out.tar"),
             (&stage.archive("absent.tar"), vec![Code::NotFound], "absent.tar"),
             (&stage.archive("dir.tar"), vec![Code::PermissionDenied, Code::InvalidArgument], "regular file"),
+            (&stage.archive("open.tar"), vec![Code::PermissionDenied], "others than root may write it"),
             (&stage.archive("half.tar"), vec![Code::InvalidArgument], "half.tar"),
             (&stage.archive("few.tar"), vec![Code::InvalidArgument], "few.tar"),
             (&stage.archive("empty.tar"), vec![Code::InvalidArgument], "empty.tar"),

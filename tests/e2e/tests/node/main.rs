@@ -4,8 +4,11 @@
 
 mod checkpoint;
 mod daemon_dies;
+mod forged;
+mod gone;
 mod hostile;
 mod life;
 mod refusals;
 mod security;
 mod shim_dies;
+mod travel;

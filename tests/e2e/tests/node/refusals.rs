@@ -1,6 +1,8 @@
 //! What a node lacks or is asked wrongly: words that a stranger can act on, and nothing left behind.
 
 use std::fs;
+use std::io::Write as _;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
@@ -129,6 +131,30 @@ fn a_full_disk_is_told_and_leaves_room() {
         let more = std::ffi::CString::new("size=100m")?;
         mount_remount(&root, MountFlags::empty(), &*more)?;
         stage.node.cri.pull(&reference).await?;
-        Ok(())
+
+        // With none left, nothing is half created.
+        let pod = stage.pod("pod").await?;
+        let filler = root.join("filler");
+        fill(&filler)?;
+        let (code, message) = refusal(stage.node.cri.create(&pod, container_config("main", &reference, &[])).await)?;
+        assert_eq!(code, Code::ResourceExhausted, "{message}");
+        let (code, message) = refusal(stage.pod("second").await)?;
+        assert_eq!(code, Code::ResourceExhausted, "{message}");
+        fs::remove_file(&filler)?;
+        assert_eq!(stage.node.cri.list_pods().await?, std::slice::from_ref(&pod.id));
+        assert!(stage.node.cri.list(ContainerFilter::default()).await?.is_empty());
+        let active: Vec<_> = fs::read_dir(root.join("snapshots/active"))?.collect();
+        assert!(active.is_empty(), "{active:?}");
+        stage.container(&pod, container_config("main", &reference, &["sleep", "1000"])).await?;
+        stage.remove(&pod).await
     });
+}
+
+/// Writes a file until the disk is full.
+fn fill(path: &Path) -> Result<()> {
+    let mut file = fs::File::create(path)?;
+    for size in [1 << 20, 4096, 1] {
+        while file.write_all(&vec![0; size]).is_ok() {}
+    }
+    Ok(())
 }
