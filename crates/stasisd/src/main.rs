@@ -39,6 +39,8 @@ fn main() -> ExitCode {
 /// The daemon, from its settings to its end.
 fn run(config: Config) -> anyhow::Result<()> {
     log::start(&config.log)?;
+    let (root, state) = (config.root.display(), config.state.display());
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), %root, %state, "starting");
     let directories = state::Directories::claim(&config)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS_MAX).build()?;

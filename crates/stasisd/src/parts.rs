@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use redb::Database;
@@ -19,6 +20,8 @@ use crate::engines::{self, Engines};
 const DATABASE: &str = "meta.redb";
 /// Memory for the database's pages: its records have a few KiB each, and lists are answered from memory.
 const DATABASE_CACHE: usize = 4 * 1024 * 1024;
+/// CRIU's answers take half a second on a calm machine, and the start waits for them.
+const SLOW_PROBE: Duration = Duration::from_secs(5);
 /// Mount option by which an OCI runtime makes a mount and all below it read-only.
 const RECURSIVE_READ_ONLY: &str = "rro";
 
@@ -74,6 +77,7 @@ fn checkpoints(config: &Config, engines: &Engines) -> Checkpoints {
     if config.checkpoint.level == Level::None {
         return Checkpoints::Forbidden;
     }
+    let begin = Instant::now();
     let refusal = match &engines.criu {
         None => Some(format!("{} is not in {}", config.engines.criu.display(), engines.path().display())),
         Some(criu) => match stasis_criu::probe(criu) {
@@ -81,6 +85,9 @@ fn checkpoints(config: &Config, engines: &Engines) -> Checkpoints {
             Err(error) => Some(error.to_string()),
         },
     };
+    if begin.elapsed() > SLOW_PROBE {
+        tracing::warn!(seconds = begin.elapsed().as_secs(), "CRIU took long to say what it can do here");
+    }
     match refusal {
         None => Checkpoints::Available,
         Some(why) => {
