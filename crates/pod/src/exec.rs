@@ -8,6 +8,7 @@ use stasis_cri_api::runtime::ExecSyncResponse;
 use stasis_task::{ExecSpec, Io, Process};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
 use tracing::warn;
 
 use crate::error::{Error, IoContext as _, Kind, Result};
@@ -29,7 +30,7 @@ impl Pods {
     ///
     /// # Errors
     /// `FailedPrecondition` unless the container runs; `DeadlineExceeded` after `timeout` seconds (0: an hour), the
-    /// command is killed then.
+    /// command is killed then. It is killed, too, when the caller gives up.
     pub async fn exec_sync(&self, id: &str, command: Vec<String>, timeout: i64) -> Result<ExecSyncResponse> {
         let container = self.container(id)?;
         let pods = self.clone();
@@ -37,7 +38,10 @@ impl Pods {
             seconds @ 1.. => Duration::from_secs(seconds.unsigned_abs()),
             _ => TIMEOUT_DEFAULT,
         };
-        self.detached(async move { pods.exec(&container, &command, timeout).await }).await
+        let (caller, gone) = oneshot::channel();
+        let answer = self.detached(async move { pods.exec(&container, &command, timeout, gone).await }).await;
+        drop(caller);
+        answer
     }
 
     async fn exec(
@@ -45,6 +49,7 @@ impl Pods {
         container: &Arc<Container>,
         command: &[String],
         timeout: Duration,
+        gone: oneshot::Receiver<()>,
     ) -> Result<ExecSyncResponse> {
         if command.is_empty() {
             return Err(Error::invalid("the command is empty"));
@@ -65,7 +70,7 @@ impl Pods {
             ..Io::default()
         };
         let process = task.exec(&exec_id, ExecSpec { process, io }).await?;
-        let result = run(&*process, streams, timeout).await;
+        let result = run(&*process, streams, timeout, gone).await;
         if let Err(error) = process.delete().await
             && !error.is_not_found()
         {
@@ -83,18 +88,29 @@ pub(crate) fn read_spec(bundle: &Path) -> Result<oci_spec::runtime::Spec> {
         .map_err(|error| Error::internal(format!("the OCI spec {} cannot be read: {error}", path.display())))
 }
 
-async fn run(process: &dyn Process, streams: Streams, timeout: Duration) -> Result<ExecSyncResponse> {
+/// Runs it to its end, or until the time is over or the caller is `gone`.
+async fn run(
+    process: &dyn Process,
+    streams: Streams,
+    timeout: Duration,
+    gone: oneshot::Receiver<()>,
+) -> Result<ExecSyncResponse> {
     process.start().await?;
     let (stdout, stderr) = streams.collect();
-    let exit = match tokio::time::timeout(timeout, process.wait()).await {
-        Ok(exit) => exit?,
-        Err(_) => {
+    let ended = tokio::select! {
+        exit = process.wait() => Ok(exit?),
+        () = tokio::time::sleep(timeout) => Err(Error::new(
+            Kind::DeadlineExceeded,
+            format!("did not end within {} s and was killed", timeout.as_secs_f64()),
+        )),
+        _ = gone => Err(Error::new(Kind::Unavailable, "was killed as its caller gave up")),
+    };
+    let exit = match ended {
+        Ok(exit) => exit,
+        Err(error) => {
             let _ = process.kill(SIGKILL).await;
             let _ = process.wait().await;
-            return Err(Error::new(
-                Kind::DeadlineExceeded,
-                format!("did not end within {} s and was killed", timeout.as_secs_f64()),
-            ));
+            return Err(error);
         }
     };
     Ok(ExecSyncResponse {

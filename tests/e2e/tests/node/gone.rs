@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use stasis_cri_api::runtime::{ContainerFilter, ContainerState, PodSandboxState};
+use stasis_cri_api::runtime::{ContainerFilter, ContainerState, ExecSyncRequest, PodSandboxState};
 use stasis_e2e::{COUNTER, Stage, check, counts_beyond, eventually, shell};
 use xtask::cri::container_config;
 use xtask::node::Setup;
@@ -36,6 +36,28 @@ fn a_caller_that_gives_up_leaves_nothing_half_made() {
             call.abort();
         }
         settled(stage).await?;
+        stage.remove(&pod).await
+    });
+}
+
+#[test]
+fn a_command_ends_with_its_time_and_with_its_caller() {
+    check("leave", Setup::default(), async |stage| {
+        stage.import(&["busybox"])?;
+        let pod = stage.pod("pod").await?;
+        let container = stage.script(&pod, "main", "exec sleep 1000").await?;
+        let (mut cri, of_call) = (stage.node.cri.clone(), container.clone());
+        let call = tokio::spawn(async move { cri.exec(&of_call, &["sleep", "31337"]).await });
+        let runs = "ps -o args | grep -q '^[s]leep 31337' && echo yes || echo no";
+        eventually("the command", async || Ok((stage.sh(&container, runs).await? == "yes").then_some(()))).await?;
+        call.abort();
+        eventually("its end", async || Ok((stage.sh(&container, runs).await? == "no").then_some(()))).await?;
+
+        let cmd = ["sleep", "31337"].map(str::to_owned).to_vec();
+        let request = ExecSyncRequest { container_id: container.id.clone(), cmd, timeout: 1 };
+        let refused = stage.node.cri.runtime.exec_sync(request).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::DeadlineExceeded, "{refused}");
+        assert_eq!(stage.sh(&container, runs).await?, "no");
         stage.remove(&pod).await
     });
 }
