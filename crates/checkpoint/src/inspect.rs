@@ -107,7 +107,8 @@ fn describe(survey: &Survey) -> Result<Inspection> {
     let tree = survey.content(&Member::Image("pstree.img".to_owned())).and_then(|image| processes(image).ok());
     let stats = survey.content(&Member::StatsDump).and_then(|file| Stats::decode(file).ok());
     let pages: u64 = survey.sizes.iter().filter(|(member, _)| member.is_pages()).map(|(_, size)| *size).sum();
-    let written = stats.as_ref().and_then(|stats| stats.dump.as_ref()).map_or(0, |dump| dump.pages_written * PAGE);
+    let written =
+        stats.as_ref().and_then(|stats| stats.dump.as_ref()).map_or(0, |dump| dump.pages_written.saturating_mul(PAGE));
     let (container, pod, namespace) = names(&metadata);
     let config = metadata.config;
     let first = |candidates: [&String; 3]| candidates.into_iter().find(|name| !name.is_empty()).cloned();

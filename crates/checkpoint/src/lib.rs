@@ -40,6 +40,6 @@ pub use image::{CheckpointMark, EngineFacts, ImageParts, image_from_archive, mar
 pub use inspect::{Inspection, MemberSize, MountFacts, inspect, inspect_dir};
 pub use member::{Dialect, Member};
 pub use metadata::{ArchiveMetadata, read_metadata};
-pub use restore::RestoreSource;
+pub use restore::{RestoreSource, is_sure};
 pub use schema::{BindMount, ConfigDump, ContainerStatus, InternalStatus};
 pub use writer::ArchiveWriter;

@@ -6,10 +6,13 @@ pub const ENTRIES_MAX: u64 = 300_000;
 pub const NAME_MAX: usize = 300;
 /// An extended header (PAX) or a long name. Writers put a path, a size and times into it.
 pub const EXTENDED_HEADER_MAX: u64 = 64 * 1024;
-/// A JSON member. An OCI spec is 10-100 KiB; etcd allows 1.5 MiB for the objects that it grows from.
-pub const JSON_MAX: u64 = 16 << 20;
-/// `deleted.files`: a path for every deleted file of the image.
-pub const DELETED_FILES_MAX: u64 = 64 << 20;
+/// A JSON member. An OCI spec is 10-100 KiB; etcd allows 1.5 MiB for the objects that it grows from. Parsed, a hostile one
+/// takes a dozen times its size.
+pub const JSON_MAX: u64 = 4 << 20;
+/// `deleted.files`: a path for every deleted file of the image. Parsed, a hostile one takes eight times its size.
+pub const DELETED_FILES_MAX: u64 = 8 << 20;
+/// Extended headers before one entry. Writers put one or two there.
+pub const EXTENDED_HEADERS_MAX: usize = 16;
 /// A container's log or CRIU's. The kubelet rotates at 10 MiB by default.
 pub const LOG_MAX: u64 = 4 << 30;
 /// One file, such as memory or a writable layer.

@@ -9,7 +9,6 @@ use serde_json::Value;
 use stasis_sys::path::Root;
 
 use crate::error::{Doing, Error, Result};
-use crate::json;
 use crate::limits;
 use crate::member::{IMAGE_DIR, Member};
 use crate::metadata::{ArchiveMetadata, IDENTITY, Survey, open_in};
@@ -59,7 +58,7 @@ impl RestoreSource {
     }
 
     /// Names of the image that the container ran from, surest first: by digest or ID, then by name. An ID has the form
-    /// `sha256:…`.
+    /// `sha256:…`. See [`is_sure`].
     pub fn base_candidates(&self) -> Vec<String> {
         let config = &self.metadata.config;
         let names = [
@@ -115,7 +114,8 @@ impl RestoreSource {
         let mut content = Vec::new();
         let limit = limits::DELETED_FILES_MAX;
         Read::by_ref(&mut file).take(limit).read_to_end(&mut content).doing("read deleted.files")?;
-        json::parse_as("deleted.files", &content)
+        // Names alone: no key can occur twice.
+        serde_json::from_slice(&content).map_err(|error| Error::malformed("deleted.files", error))
     }
 
     /// The writable layer: a tar, plain, gzip or zstd, with `.wh.` entries in it if the dialect has them.
@@ -129,6 +129,11 @@ impl RestoreSource {
     fn root(&self) -> Result<Root> {
         Root::open(&self.dir).doing_to("open", &self.dir)
     }
+}
+
+/// Whether a name of an image means one image for ever. A tag does not: by now another image may have it.
+pub fn is_sure(name: &str) -> bool {
+    name.starts_with("sha256:") || name.contains("@sha256:")
 }
 
 fn is_bind(mount: &Value) -> bool {

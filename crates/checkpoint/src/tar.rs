@@ -77,7 +77,7 @@ pub(crate) fn filler(length: usize, mtime: u64) -> Result<Vec<u8>> {
 /// [`Error::Refused`] for anything but regular files and directories, for broken headers and for a missing end.
 pub(crate) fn read_header(input: &mut impl Read) -> Result<Option<Header>> {
     let mut extended = Extended::default();
-    loop {
+    for _ in 0..=limits::EXTENDED_HEADERS_MAX {
         let Some(block) = read_block(input)? else { return Ok(None) };
         let raw = Raw(&block);
         raw.check_sum()?;
@@ -91,6 +91,7 @@ pub(crate) fn read_header(input: &mut impl Read) -> Result<Option<Header>> {
             kind => return Err(Error::refused(format!("{:?} is {}", raw.name(), describe(kind)))),
         }
     }
+    Err(Error::refused(format!("more than {} extended headers before one entry", limits::EXTENDED_HEADERS_MAX)))
 }
 
 fn describe(kind: u8) -> String {

@@ -137,6 +137,8 @@ fn extended_headers_bring_nothing_in() {
     check_refused("a zero in a name", &with_pax(b"11 path=\0x\n"), "the name");
     check_refused("a record without end", &with_pax(b"99 path=x\n"), "broken extended header");
     check_refused("a record of length 0", &with_pax(b"0 path=x\n"), "broken extended header");
+    let many: Vec<u8> = (0..20).flat_map(|_| pax(b"13 comment=x\n")).collect();
+    check_refused("headers without end", &with(&many), "extended headers before one entry");
     let big = header(b"x", b'x', b"00000400000", b"");
     check_refused("a large extended header", &with(&big), "an extended header of");
     let big = header(b"x", b'L', b"00000400000", b"");

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use rustix::fs::statfs;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
 use crate::cache::{Attachment, Cache, bad_id};
@@ -19,6 +20,10 @@ use crate::{Added, Config, Error, INTERFACE, NotReady, PodNetwork, Result};
 /// The file system of namespaces, `NSFS_MAGIC` of `linux/magic.h`.
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 
+/// Chains that run at once. Each has a thread of those for blocking work, which a plugin that waits for its agent may
+/// hold for minutes, and others need some, too: among them the pod in the host's network that is the agent.
+const CHAINS_AT_ONCE: usize = 16;
+
 /// The pod network of this node. Cloning gives another handle of the same.
 #[derive(Clone, Debug)]
 pub struct Cni(Arc<Inner>);
@@ -28,13 +33,14 @@ struct Inner {
     config: Config,
     source: Source,
     cache: Cache,
+    turns: Semaphore,
 }
 
 impl Cni {
     /// The network on that configuration. Reads nothing yet.
     pub fn new(config: Config) -> Self {
         let cache = Cache(config.cache_dir.clone());
-        Self(Arc::new(Inner { config, source: Source::default(), cache }))
+        Self(Arc::new(Inner { config, source: Source::default(), cache, turns: Semaphore::new(CHAINS_AT_ONCE) }))
     }
 
     /// Whether pods can be connected: a valid configuration, and all programs that it names. No plugin is run.
@@ -105,6 +111,8 @@ impl Cni {
     }
 
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> Result<T> + Send + 'static) -> Result<T> {
+        // The semaphore is never closed.
+        let _turn = self.0.turns.acquire().await;
         let inner = Arc::clone(&self.0);
         match tokio::task::spawn_blocking(move || work(&inner)).await {
             Ok(result) => result,

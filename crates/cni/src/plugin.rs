@@ -4,9 +4,11 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::Command;
 
+use rustix::process::Signal;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use stasis_sys::capture::{Captured, Failure, Limits, capture};
+use stasis_sys::process::{Setup, prepare};
 
 use crate::config::{Network, find_program, missing_program};
 use crate::{Config, Error, PluginFailure, PodNetwork, Result};
@@ -111,6 +113,8 @@ impl Call<'_> {
             command.env("CNI_CONTAINERID", &pod.id).env("CNI_NETNS", self.netns).env("CNI_IFNAME", interface);
             command.env("CNI_ARGS", cni_args(pod));
         }
+        // An ADD that outlived its daemon would still be at work while the next daemon takes it back.
+        prepare(&mut command, Setup { parent_death_signal: Some(Signal::KILL), ..Setup::default() });
         command
     }
 

@@ -10,8 +10,8 @@ use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
 use stasis_registry::{DOCKER_CONFIG, Document, OCI_CONFIG, Parsed, Session};
 use tokio::sync::oneshot;
 
-use crate::error::{Error, Result};
-use crate::image::{Blob, Image, LAYERS_MAX, Layer, Record, chain_ids, parse_config};
+use crate::error::{Error, Result, content_error};
+use crate::image::{Blob, Image, LAYERS_MAX, Layer, Record, chain_ids, digest, parse_config};
 use crate::lease::Lease;
 use crate::progress::Report;
 use crate::unpack::{self, Task};
@@ -175,6 +175,15 @@ impl Inner {
         if let Source::Registry(session) = source {
             self.download(session, blob, lease, report).await?;
         }
+        // A blob that was there already, or came in an archive, was never compared with this manifest.
+        let doing = || format!("look at layer {}", blob.digest);
+        let size = self.content.size(&digest(&blob.digest)?).map_err(content_error(doing()))?;
+        if size != blob.size {
+            return Err(Error::Unusable {
+                name: blob.digest.clone(),
+                reason: format!("the manifest says {} bytes of this layer, which has {size}", blob.size),
+            });
+        }
         // The unpacker may have failed; then its error counts.
         let _ = arrival.send(());
         Ok(())
@@ -219,6 +228,10 @@ fn plan(parts: &Parts) -> Result<(Record, Vec<String>)> {
     let unusable = |reason: String| Error::Unusable { name: name.clone(), reason };
     let manifest = parts.manifest()?;
     let config = blob_of(config_descriptor(manifest, name)?);
+    if config.size != parts.config_json.len() as u64 {
+        let (stated, real) = (config.size, parts.config_json.len());
+        return Err(unusable(format!("its manifest says {stated} bytes of its configuration, which has {real}")));
+    }
     if manifest.layers().len() > LAYERS_MAX {
         return Err(unusable(format!(
             "it has {} layers, more than the {LAYERS_MAX} that overlayfs takes",

@@ -96,7 +96,7 @@ impl Record {
         let config = parse_config(config_json, &self.config.digest)?;
         let mut sizes: BTreeMap<&str, u64> = BTreeMap::new();
         sizes.extend(self.blobs().map(|blob| (blob.digest.as_str(), blob.size)));
-        let size = sizes.values().sum();
+        let size = sizes.values().fold(0, |sum: u64, size| sum.saturating_add(*size));
         Ok(Image {
             id: self.config.digest.clone(),
             references: self.references.clone(),

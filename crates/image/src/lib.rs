@@ -153,10 +153,15 @@ impl Images {
         }
         Ok(FsInfo {
             path: self.inner.root.clone(),
-            bytes: blobs.values().sum::<u64>() + layers.values().map(|(bytes, _)| bytes).sum::<u64>(),
-            inodes: blobs.len() as u64 + layers.values().map(|(_, inodes)| inodes).sum::<u64>(),
+            inodes: sum(layers.values().map(|(_, inodes)| *inodes).chain([blobs.len() as u64])),
+            bytes: sum(blobs.into_values().chain(layers.into_values().map(|(bytes, _)| bytes))),
         })
     }
+}
+
+/// Sizes are claims until a layer is unpacked.
+fn sum(sizes: impl Iterator<Item = u64>) -> u64 {
+    sizes.fold(0, u64::saturating_add)
 }
 
 impl Inner {

@@ -24,6 +24,10 @@ use crate::state::{Admission, Event, Operation, admit, apply};
 
 /// How long a container may take to vanish after SIGKILL: the kernel ends it at once unless it waits for a device.
 const KILL_LIMIT: Duration = Duration::from_secs(60);
+/// How long a task that was killed is waited for before it is killed again.
+const KILL_AGAIN: Duration = Duration::from_secs(1);
+/// CRI numbers its signals from 1 to this.
+const SIGNALS: i32 = 65;
 const SIGTERM: u32 = 15;
 const SIGKILL: u32 = 9;
 
@@ -66,9 +70,12 @@ impl Pods {
             let source = self.source(&id, &config).await?;
             self.build(&pod, &id, config, &pod_config, source).await
         };
-        match made.await {
-            Ok(record) => {
-                self.containers.insert(&id, Container::new(record));
+        let added = match made.await {
+            Ok(record) => self.add(&pod, record).await,
+            Err(error) => Err(error),
+        };
+        match added {
+            Ok(()) => {
                 reservation.keep();
                 Ok(id)
             }
@@ -77,6 +84,18 @@ impl Pods {
                 Err(error)
             }
         }
+    }
+
+    /// Commits the record of a container, unless its pod was stopped or removed while it was made.
+    async fn add(&self, pod: &Pod, record: ContainerRecord) -> Result<()> {
+        let _operation = pod.operation.lock().await;
+        if self.pods.get(&pod.id).is_none() || pod.sandbox().is_none() {
+            return Err(Error::precondition(format!("pod {} was stopped while the container was made", pod.id)));
+        }
+        self.store.put_container(&record).await?;
+        let id = record.id.clone();
+        self.containers.insert(&id, Container::new(record));
+        Ok(())
     }
 
     /// Finds the image, and where it is a checkpoint what to restore.
@@ -104,20 +123,26 @@ impl Pods {
         &self,
         pod: &Pod,
         id: &str,
-        mut config: ContainerConfig,
+        config: ContainerConfig,
         pod_config: &PodSandboxConfig,
         source: Source,
     ) -> Result<ContainerRecord> {
-        spec::resolve_mount_sources(&mut config)?;
+        // A host path may be on a volume that hangs.
+        let config = tokio::task::spawn_blocking(move || {
+            let mut config = config;
+            spec::resolve_mount_sources(&mut config).map(|()| config)
+        });
+        let config = config.await.map_err(|error| Error::internal(format!("a path was not resolved: {error}")))??;
         if let Some(restore) = &source.restore {
             restore.check_request(&config)?;
         }
         self.images.prepare_rootfs(&source.base, id).await?;
         let bundle = self.bundle(&pod.id, id);
-        std::fs::create_dir_all(&bundle).doing(format_args!("make the bundle {}", bundle.display()))?;
+        // Not its parents: they go with the pod.
+        std::fs::create_dir(&bundle).doing(format_args!("make the bundle {}", bundle.display()))?;
         let log_path = log_path(pod_config, &config);
         if let Some(dir) = log_path.as_deref().and_then(Path::parent) {
-            std::fs::create_dir_all(dir).doing(format_args!("make the log's directory {}", dir.display()))?;
+            tokio::fs::create_dir_all(dir).await.doing(format_args!("make the log's directory {}", dir.display()))?;
         }
         let cgroups_path = self.cgroups_path(pod_config, &pod.id, id)?;
         let text = self.spec(pod, id, &config, pod_config, &source.base, &cgroups_path)?;
@@ -143,7 +168,6 @@ impl Pods {
             config: Some(config),
             ..ContainerRecord::default()
         };
-        self.store.put_container(&record).await?;
         Ok(record)
     }
 
@@ -206,13 +230,14 @@ impl Pods {
         let container = self.container(id)?;
         let pods = self.clone();
         self.detached(async move {
-            let _operation = container.operation.lock().await;
+            let _turn = container.turn().await?;
             admit(Operation::Start, container.record().phase(), &container.id)?;
             let pod = pods.pod(&container.pod_id)?;
             match pods.start(&pod, &container).await {
                 Ok(()) => Ok(()),
                 Err(error) => {
-                    pods.forget_task(&container).await;
+                    // What stays is taken away with the container.
+                    let _ = pods.forget_task(&container).await;
                     let event = Event::StartFailed { message: error.to_string(), at: now() };
                     container.update(&pods.store, |record| apply(record, event)).await?;
                     Err(error)
@@ -275,6 +300,10 @@ impl Pods {
     }
 
     async fn stop(&self, container: &Arc<Container>, grace: Duration) -> Result<()> {
+        if container.record().phase() == Phase::Created {
+            // It may be about to run.
+            drop(container.operation.lock().await);
+        }
         if admit(Operation::Stop, container.record().phase(), &container.id)? == Admission::Fulfilled {
             return Ok(());
         }
@@ -323,13 +352,14 @@ impl Pods {
     /// # Errors
     /// Where something could not be taken away: the call can be repeated.
     pub async fn remove_container(&self, id: &str) -> Result<()> {
-        let Some(container) = self.containers.find(id) else { return Ok(()) };
+        let Some(container) = self.containers.find(id)? else { return Ok(()) };
         let pods = self.clone();
         self.detached(async move { pods.remove_now(&container).await }).await
     }
 
     async fn remove_now(&self, container: &Arc<Container>) -> Result<()> {
         self.take_away(container).await?;
+        container.set_removed().await;
         self.store.delete_container(&container.id).await?;
         self.forget_container(container);
         Ok(())
@@ -339,7 +369,7 @@ impl Pods {
     pub(crate) async fn take_away(&self, container: &Arc<Container>) -> Result<()> {
         self.end_now(container).await?;
         let _operation = container.operation.lock().await;
-        self.forget_task(container).await;
+        self.forget_task(container).await?;
         self.images.remove_rootfs(&container.id).await?;
         self.discard_container(&container.pod_id, &container.id).await;
         Ok(())
@@ -350,16 +380,25 @@ impl Pods {
         self.containers.remove(&container.id);
         let record = container.record();
         if let Some(config) = &record.config {
-            self.names.release(&container_name(&record.pod_id, config));
+            self.names.release(&container_name(&record.pod_id, config), &container.id);
         }
     }
 
     /// Has the shim forget a task, if there is one: its exit has been recorded, or does not matter.
-    pub(crate) async fn forget_task(&self, container: &Container) {
-        let Some(task) = container.task() else { return };
-        container.set_task(None);
-        if let Err(error) = discard_task(&*task).await {
-            warn!(container = container.id, %error, "cannot delete the task of a container");
+    ///
+    /// # Errors
+    /// Where the shim has the task still: the call can be repeated.
+    pub(crate) async fn forget_task(&self, container: &Container) -> Result<()> {
+        let Some(task) = container.task() else { return Ok(()) };
+        match discard_task(&*task).await {
+            Err(error) if !error.is_shim_lost() => {
+                warn!(container = container.id, %error, "cannot delete the task of a container");
+                Err(error.into())
+            }
+            _ => {
+                container.set_task(None);
+                Ok(())
+            }
         }
     }
 
@@ -436,16 +475,21 @@ impl Pods {
     }
 }
 
-/// Has a shim end and forget a task.
+/// Has a shim end and forget a task. A restore that is under way has processes only later than it can be asked to end, so
+/// that one kill may not be enough.
 pub(crate) async fn discard_task(task: &dyn Task) -> stasis_task::Result<()> {
-    match task.delete().await {
-        Err(stasis_task::Error::FailedPrecondition(_)) => {
-            task.kill(SIGKILL, true).await?;
-            task.wait().await?;
-            task.delete().await.map(drop)
+    let deadline = tokio::time::Instant::now() + KILL_LIMIT;
+    loop {
+        match task.delete().await {
+            Err(stasis_task::Error::FailedPrecondition(_)) if tokio::time::Instant::now() < deadline => {}
+            Err(error) if !error.is_not_found() => return Err(error),
+            _ => return Ok(()),
         }
-        Err(error) if !error.is_not_found() => Err(error),
-        _ => Ok(()),
+        match task.kill(SIGKILL, true).await {
+            Err(error) if !error.is_not_found() => return Err(error),
+            _ => {}
+        }
+        let _ = tokio::time::timeout(KILL_AGAIN, task.wait()).await;
     }
 }
 
@@ -489,6 +533,19 @@ fn signal_number(name: &str) -> Option<u32> {
         },
     };
     (1..=RTMAX).contains(&number).then_some(number)
+}
+
+/// Number of a signal of CRI, which says `SIGRTMINPLUS3` for `SIGRTMIN+3`.
+fn number_of(signal: cri::Signal) -> Option<u32> {
+    let name = signal.as_str_name().trim_start_matches("SIGNAL_");
+    signal_number(&name.replace("PLUS", "+").replace("MINUS", "-"))
+}
+
+/// CRI's word for the signal that asks a container to end.
+fn effective_stop_signal(record: &ContainerRecord) -> cri::Signal {
+    let number = if record.stop_signal == 0 { SIGTERM } else { record.stop_signal };
+    let known = (1..=SIGNALS).filter_map(|value| cri::Signal::try_from(value).ok());
+    known.into_iter().find(|signal| number_of(*signal) == Some(number)).unwrap_or(cri::Signal::RuntimeDefault)
 }
 
 fn log_path(pod_config: &PodSandboxConfig, config: &ContainerConfig) -> Option<PathBuf> {
@@ -545,7 +602,7 @@ fn mount(mount: stasis_sys::mount::Mount) -> stasis_task::Mount {
 /// The signal that asks a container to end: the request's, else the image's, else 0 for SIGTERM.
 fn stop_signal(config: &ContainerConfig, image: &Image) -> u32 {
     if config.stop_signal() != cri::Signal::RuntimeDefault {
-        return signal_number(config.stop_signal().as_str_name().trim_start_matches("SIGNAL_")).unwrap_or(0);
+        return number_of(config.stop_signal()).unwrap_or(0);
     }
     let named = image.config.config().as_ref().and_then(|config| config.stop_signal().clone());
     named.and_then(|name| signal_number(&name)).unwrap_or(0)
@@ -606,7 +663,7 @@ fn status(record: &ContainerRecord) -> ContainerStatus {
         annotations: config.annotations,
         mounts: config.mounts,
         log_path: record.log_path.clone(),
-        stop_signal: config.stop_signal,
+        stop_signal: effective_stop_signal(record).into(),
         ..ContainerStatus::default()
     }
 }
@@ -626,6 +683,19 @@ pub(crate) fn matches_labels(labels: &HashMap<String, String>, selector: &HashMa
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_signal_of_the_interface_is_one_of_the_kernels() {
+        let signals: Vec<cri::Signal> = (1..=SIGNALS).filter_map(|value| cri::Signal::try_from(value).ok()).collect();
+        assert_eq!(signals.len(), SIGNALS as usize);
+        for signal in signals {
+            let number = number_of(signal).unwrap_or_else(|| panic!("{}", signal.as_str_name()));
+            let record = ContainerRecord { stop_signal: number, ..ContainerRecord::default() };
+            assert_eq!(number_of(effective_stop_signal(&record)), Some(number));
+        }
+        assert_eq!(number_of(cri::Signal::Sigrtminplus3), Some(37));
+        assert_eq!(effective_stop_signal(&ContainerRecord::default()), cri::Signal::Sigterm);
+    }
 
     #[test]
     fn signals_are_named_in_every_way_that_images_use() {

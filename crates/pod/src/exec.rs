@@ -120,18 +120,29 @@ async fn run(
     })
 }
 
-/// The FIFOs of one command, removed with their directory when it is over.
+/// The FIFOs of one command. Their directory goes once the shim has opened its ends, or when the command does not start.
 struct Streams {
-    dir: PathBuf,
+    dir: FifoDir,
     stdout: pipe::Receiver,
     stderr: pipe::Receiver,
+}
+
+/// A directory that is removed when this is dropped.
+struct FifoDir(PathBuf);
+
+impl Drop for FifoDir {
+    fn drop(&mut self) {
+        // What stays goes with the bundle.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 impl Streams {
     fn open(dir: &Path) -> Result<Self> {
         std::fs::create_dir(dir).doing(format_args!("make {}", dir.display()))?;
+        let dir = FifoDir(dir.to_owned());
         let open = |name| {
-            let path = dir.join(name);
+            let path = dir.0.join(name);
             rustix::fs::mknodat(
                 rustix::fs::CWD,
                 &path,
@@ -143,22 +154,16 @@ impl Streams {
             .and_then(|()| pipe::OpenOptions::new().open_receiver(&path))
             .doing(format_args!("make the FIFO {}", path.display()))
         };
-        match (open("stdout"), open("stderr")) {
-            (Ok(stdout), Ok(stderr)) => Ok(Self { dir: dir.to_owned(), stdout, stderr }),
-            (Err(error), _) | (_, Err(error)) => {
-                let _ = std::fs::remove_dir_all(dir);
-                Err(error)
-            }
-        }
+        let (stdout, stderr) = (open("stdout")?, open("stderr")?);
+        Ok(Self { dir, stdout, stderr })
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+        self.dir.0.join(name)
     }
 
-    /// Begins to read both streams. The shim has opened its ends by now, so the names are not needed any more.
+    /// Begins to read both streams.
     fn collect(self) -> (Output, Output) {
-        let _ = std::fs::remove_dir_all(&self.dir);
         (Output::read(self.stdout), Output::read(self.stderr))
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use stasis_task::Task;
 use tracing::{info, warn};
 
-use crate::pods::{Container, Pods};
+use crate::pods::{Container, Pods, blocking};
 use crate::record::{nanoseconds, now};
 use crate::state::{Event, apply};
 
@@ -25,7 +25,7 @@ impl Pods {
                 },
                 Err(error) => {
                     warn!(container = container.id, %error, "the shim of a running container is gone");
-                    pods.end_without_shim(&container);
+                    pods.end_without_shim(&container).await;
                     Event::Lost { message: format!("its shim was lost, and it was ended: {error}"), at: now() }
                 }
             };
@@ -36,7 +36,8 @@ impl Pods {
     /// Records how a container ended, then has the shim forget it.
     pub(crate) async fn record_exit(&self, container: &Container, event: Event) {
         if let Err(error) = container.update(&self.store, |record| apply(record, event)).await {
-            warn!(container = container.id, %error, "cannot record the exit of a container; its shim keeps it");
+            // Removed, or the database failed; then the daemon starts anew and asks the shim again, which keeps it.
+            warn!(container = container.id, %error, "cannot record the exit of a container");
             return;
         }
         info!(
@@ -46,18 +47,19 @@ impl Pods {
             "exited"
         );
         let _operation = container.operation.lock().await;
-        self.forget_task(container).await;
+        // What fails is said there, and tried again by the removal.
+        let _ = self.forget_task(container).await;
     }
 
     /// Whether the kernel killed something in the container for lack of memory. Read before the task is deleted, as
     /// its control group goes with it.
-    fn oom_killed(&self, container: &Container) -> bool {
+    pub(crate) fn oom_killed(&self, container: &Container) -> bool {
         self.group(container).is_some_and(|group| group.oom_kill_count().is_ok_and(|count| count > 0))
     }
 
-    pub(crate) fn end_without_shim(&self, container: &Container) {
+    pub(crate) async fn end_without_shim(&self, container: &Container) {
         let Some(group) = self.group(container) else { return };
-        if let Err(error) = group.kill_all().and_then(|()| group.remove()) {
+        if let Err(error) = end_group(group).await {
             warn!(container = container.id, %error, "cannot end the processes of a container without a shim");
         }
     }
@@ -73,4 +75,10 @@ impl Pods {
         let (slice, prefix, name) = (parts.next()?, parts.next()?, parts.next()?);
         stasis_cgroup::scope_path(slice, prefix, name).ok().map(|path| self.cgroups.at(&path))
     }
+}
+
+/// Ends the processes of a control group and removes it. Processes that wait in the kernel hold this up for seconds.
+pub(crate) async fn end_group(group: stasis_cgroup::Cgroup) -> std::io::Result<()> {
+    let ended = blocking(move || group.kill_all().and_then(|()| group.remove()).map_err(std::io::Error::other));
+    ended.await
 }

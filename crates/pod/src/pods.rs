@@ -112,8 +112,8 @@ pub(crate) struct Container {
     pub(crate) task: RwLock<Option<Arc<dyn Task>>>,
     /// Held by start, checkpoint and remove.
     pub(crate) operation: tokio::sync::Mutex<()>,
-    /// Held while a change of the record is written.
-    writing: tokio::sync::Mutex<()>,
+    /// Held while a change of the record is written; true once the record is to be deleted, and must not come back.
+    removed: tokio::sync::Mutex<bool>,
     /// The phase, for those who wait for the exit.
     phase: tokio::sync::watch::Sender<Phase>,
 }
@@ -142,6 +142,11 @@ impl Pod {
         self.sandbox.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Gives a ready pod its shim, which was found again.
+    pub(crate) fn set_sandbox(&self, sandbox: Sandbox) {
+        *self.sandbox.write().unwrap_or_else(PoisonError::into_inner) = Some(sandbox);
+    }
+
     /// Takes the sandbox away: from now on the pod has no shim.
     pub(crate) fn take_sandbox(&self) -> Option<Sandbox> {
         self.sandbox.write().unwrap_or_else(PoisonError::into_inner).take()
@@ -166,7 +171,7 @@ impl Container {
             record: RwLock::new(record),
             task: RwLock::new(None),
             operation: tokio::sync::Mutex::default(),
-            writing: tokio::sync::Mutex::default(),
+            removed: tokio::sync::Mutex::default(),
         }
     }
 
@@ -184,7 +189,10 @@ impl Container {
 
     /// Changes the record, durably; memory follows the disk, then those who wait for the phase are told.
     pub(crate) async fn update(&self, store: &Store, change: impl FnOnce(&mut ContainerRecord)) -> Result<()> {
-        let _writing = self.writing.lock().await;
+        let removed = self.removed.lock().await;
+        if *removed {
+            return Err(Error::new(Kind::NotFound, format!("container {} is removed", self.id)));
+        }
         let mut record = self.record().clone();
         change(&mut record);
         store.put_container(&record).await?;
@@ -192,6 +200,23 @@ impl Container {
         *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
         self.phase.send_replace(phase);
         Ok(())
+    }
+
+    /// Takes no more changes of the record: it is about to be deleted.
+    pub(crate) async fn set_removed(&self) {
+        *self.removed.lock().await = true;
+    }
+
+    /// Waits for its turn to do something with the container.
+    ///
+    /// # Errors
+    /// `NotFound` if it was removed meanwhile.
+    pub(crate) async fn turn(&self) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+        let turn = self.operation.lock().await;
+        if *self.removed.lock().await {
+            return Err(Error::new(Kind::NotFound, format!("container {} is removed", self.id)));
+        }
+        Ok(turn)
     }
 
     /// Waits until the container has exited; false if `limit` passes before.
@@ -234,21 +259,26 @@ impl<T> Directory<T> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// The one object whose ID is `id` or begins with it.
+    /// The object whose ID is `id` or begins with it, if there is one.
     ///
     /// CRI's clients send whole IDs; people and crictl send prefixes.
-    pub(crate) fn find(&self, id: &str) -> Option<Arc<T>> {
+    ///
+    /// # Errors
+    /// `InvalidArgument` if several IDs begin with it.
+    pub(crate) fn find(&self, id: &str) -> Result<Option<Arc<T>>> {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(object) = entries.get(id) {
-            return Some(Arc::clone(object));
+            return Ok(Some(Arc::clone(object)));
         }
         if id.is_empty() {
-            return None;
+            return Ok(None);
         }
         let mut matches = entries.iter().filter(|(key, _)| key.starts_with(id));
         match (matches.next(), matches.next()) {
-            (Some((_, object)), None) => Some(Arc::clone(object)),
-            _ => None,
+            (Some((one, _)), Some((other, _))) => {
+                Err(Error::invalid(format!("{id} is the beginning of several IDs, of {one} and {other} among them")))
+            }
+            (found, _) => Ok(found.map(|(_, object)| Arc::clone(object))),
         }
     }
 }
@@ -261,7 +291,8 @@ pub(crate) struct Names(Arc<Mutex<HashMap<String, String>>>);
 #[derive(Debug)]
 pub(crate) struct Reservation {
     names: Names,
-    name: Option<String>,
+    /// The name and the ID.
+    held: Option<(String, String)>,
 }
 
 impl Names {
@@ -281,25 +312,29 @@ impl Names {
             ));
         }
         names.insert(name.clone(), id.to_owned());
-        Ok(Reservation { names: self.clone(), name: Some(name) })
+        Ok(Reservation { names: self.clone(), held: Some((name, id.to_owned())) })
     }
 
-    pub(crate) fn release(&self, name: &str) {
-        self.lock().remove(name);
+    /// Gives a name back if `id` has it.
+    pub(crate) fn release(&self, name: &str, id: &str) {
+        let mut names = self.lock();
+        if names.get(name).is_some_and(|holder| holder == id) {
+            names.remove(name);
+        }
     }
 }
 
 impl Reservation {
     /// The object is there: the name stays taken.
     pub(crate) fn keep(mut self) {
-        self.name = None;
+        self.held = None;
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if let Some(name) = &self.name {
-            self.names.release(name);
+        if let Some((name, id)) = &self.held {
+            self.names.release(name, id);
         }
     }
 }
@@ -359,6 +394,11 @@ impl Pods {
             .unwrap_or_else(|error| Err(Error::internal(format!("the operation ended abnormally: {error}"))))
     }
 
+    /// Waits until the state database takes no more records, as a write to it has failed. The daemon must then start anew.
+    pub async fn broken(&self) {
+        self.store.failure().await;
+    }
+
     /// Waits until no operation runs that changes something: for the end of the daemon, once no calls come in any more.
     pub async fn drained(&self) {
         // An error means that the engine is gone, and its operations with it.
@@ -366,11 +406,11 @@ impl Pods {
     }
 
     pub(crate) fn pod(&self, id: &str) -> Result<Arc<Pod>> {
-        self.pods.find(id).ok_or_else(|| Error::new(Kind::NotFound, format!("no pod sandbox {id}")))
+        self.pods.find(id)?.ok_or_else(|| Error::new(Kind::NotFound, format!("no pod sandbox {id}")))
     }
 
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>> {
-        self.containers.find(id).ok_or_else(|| Error::new(Kind::NotFound, format!("no container {id}")))
+        self.containers.find(id)?.ok_or_else(|| Error::new(Kind::NotFound, format!("no container {id}")))
     }
 
     pub(crate) fn handler(&self, name: &str) -> Result<(String, Handler)> {
@@ -418,7 +458,6 @@ impl Drop for Running {
     }
 }
 
-/// Removes a directory tree if it is there. Nothing may be mounted below it.
 /// Runs a short piece of work with the file system off the asynchronous threads.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
@@ -426,6 +465,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
 
+/// Removes a directory tree if it is there. Nothing may be mounted below it.
 pub(crate) async fn remove_tree(path: &Path) -> std::io::Result<()> {
     match tokio::fs::remove_dir_all(path).await {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
@@ -447,7 +487,9 @@ mod tests {
         drop(first);
         names.reserve("pod", "a".into(), "3").expect("free again").keep();
         assert!(names.reserve("pod", "a".into(), "4").is_err());
-        names.release("a");
+        names.release("a", "1");
+        assert!(names.reserve("pod", "a".into(), "4").is_err(), "it is not 1 that has it");
+        names.release("a", "3");
         assert!(names.reserve("pod", "a".into(), "5").is_ok());
     }
 
@@ -456,8 +498,8 @@ mod tests {
         let directory = Directory::default();
         directory.insert("abc1", 1);
         directory.insert("abd2", 2);
-        assert_eq!(directory.find("abc").as_deref(), Some(&1));
-        assert_eq!(directory.find("ab").as_deref(), None);
-        assert_eq!(directory.find("").as_deref(), None);
+        assert_eq!(directory.find("abc").expect("one").as_deref(), Some(&1));
+        assert_eq!(directory.find("ab").expect_err("several").kind(), Kind::InvalidArgument);
+        assert_eq!(directory.find("").expect("none").as_deref(), None);
     }
 }

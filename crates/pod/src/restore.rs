@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
-use stasis_checkpoint::RestoreSource;
+use stasis_checkpoint::{RestoreSource, is_sure};
 use stasis_cri_api::runtime::ContainerConfig;
 use stasis_image::{Image, Images};
 use tracing::{info, warn};
@@ -112,7 +112,9 @@ impl Pods {
     /// The image that the checkpointed container stood on, found on this node by digest or ID.
     fn base(&self, source: &RestoreSource, name: &str) -> Result<Arc<Image>> {
         let candidates = source.base_candidates();
-        let base = candidates.iter().find_map(|candidate| self.images.resolve(candidate));
+        let sure = candidates.iter().any(|name| is_sure(name));
+        let mut usable = candidates.iter().filter(|name| !sure || is_sure(name));
+        let base = usable.find_map(|candidate| self.images.resolve(candidate));
         base.filter(|image| self.images.checkpoint_dir(image).is_none()).ok_or_else(|| {
             // People pull by name; the ID says which of the images of that name it must be.
             let (ids, names): (Vec<_>, Vec<_>) = candidates.iter().partition(|name| name.starts_with("sha256:"));

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use crate::container::matches_labels;
 use crate::error::{Error, IoContext as _, Result};
 use crate::files;
+use crate::monitor::end_group;
 use crate::pods::{Pod, Pods, blocking, remove_tree};
 use crate::record::{PodRecord, now};
 use crate::spec;
@@ -48,7 +49,8 @@ impl Pods {
                 Ok(id)
             }
             Err(error) => {
-                self.tear_down(&id).await;
+                // What fails of it is logged, and tried again at the next start.
+                let _ = self.tear_down(&id).await;
                 Err(error)
             }
         }
@@ -130,7 +132,7 @@ impl Pods {
     /// Where a plugin or a kill failed: the call can be repeated.
     pub async fn stop_pod_sandbox(&self, id: &str) -> Result<()> {
         // "must not return an error if all relevant resources have already been reclaimed"
-        let Some(pod) = self.pods.find(id) else { return Ok(()) };
+        let Some(pod) = self.pods.find(id)? else { return Ok(()) };
         let pods = self.clone();
         self.detached(async move {
             let _operation = pod.operation.lock().await;
@@ -151,7 +153,7 @@ impl Pods {
                 // A shim that ends amid the deletion of a task would be taken for dead.
                 for container in self.containers_of(&pod.id) {
                     let _operation = container.operation.lock().await;
-                    self.forget_task(&container).await;
+                    let _ = self.forget_task(&container).await;
                 }
                 end_sandbox(sandbox).await;
             }
@@ -173,7 +175,7 @@ impl Pods {
     /// # Errors
     /// Where something could not be taken away: the call can be repeated.
     pub async fn remove_pod_sandbox(&self, id: &str) -> Result<()> {
-        let Some(pod) = self.pods.find(id) else { return Ok(()) };
+        let Some(pod) = self.pods.find(id)? else { return Ok(()) };
         let pods = self.clone();
         self.detached(async move {
             let _operation = pod.operation.lock().await;
@@ -182,38 +184,45 @@ impl Pods {
             for container in &containers {
                 pods.take_away(container).await?;
             }
-            pods.tear_down(&pod.id).await;
+            pods.tear_down(&pod.id).await?;
+            for container in &containers {
+                container.set_removed().await;
+            }
             pods.store.delete_pod(&pod.id, containers.iter().map(|container| container.id.clone()).collect()).await?;
             for container in &containers {
                 pods.forget_container(container);
             }
             pods.pods.remove(&pod.id);
-            pods.names.release(&pod_name(pod.record().config.as_ref().unwrap_or(&PodSandboxConfig::default())));
+            let name = pod_name(pod.record().config.as_ref().unwrap_or(&PodSandboxConfig::default()));
+            pods.names.release(&name, &pod.id);
             Ok(())
         })
         .await
     }
 
-    /// Takes away everything that a pod may have on this host, in any state of its making. Best effort: what fails is
-    /// logged, and tried again at the next start.
-    pub(crate) async fn tear_down(&self, id: &str) {
+    /// Takes away everything that a pod may have on this host, in any state of its making. Goes as far as it can.
+    ///
+    /// # Errors
+    /// The first thing that failed; it can be tried again.
+    pub(crate) async fn tear_down(&self, id: &str) -> Result<()> {
         let dir = self.pod_dir(id);
-        if let Err(error) = self.cni.del(id, Some(&self.netns(id))).await {
-            warn!(pod = id, %error, "cannot give back the network of a pod");
-        }
-        if let Err(error) = self.runtime.clean_sandbox(id, &dir).await {
-            warn!(pod = id, %error, "cannot end the shim of a pod");
-        }
+        let network = self.cni.del(id, Some(&self.netns(id))).await;
+        let network = network
+            .map_err(Error::from)
+            .inspect_err(|error| warn!(pod = id, %error, "cannot give back the network of a pod"));
+        let shim = self.runtime.clean_sandbox(id, &dir).await.map_err(Error::from);
+        let shim = shim.inspect_err(|error| warn!(pod = id, %error, "cannot end the shim of a pod"));
         let parent = self.cgroups.at(&crate::container::default_cgroup_parent(id));
-        if let Err(error) = parent.kill_all().and_then(|()| parent.remove()) {
-            warn!(pod = id, %error, "cannot remove the control group of a pod");
-        }
-        if let Err(error) = stasis_sys::mount::unmount_all_below(&dir) {
-            warn!(pod = id, %error, "cannot unmount below the directory of a pod");
-        }
-        if let Err(error) = remove_tree(&dir).await {
-            warn!(pod = id, %error, "cannot remove the directory of a pod");
-        }
+        let group = end_group(parent).await.doing(format_args!("remove the control group of pod {id}"));
+        let group = group.inspect_err(|error| warn!(pod = id, %error, "cannot remove the control group of a pod"));
+        let mounts = dir.clone();
+        let unmounted = blocking(move || stasis_sys::mount::unmount_all_below(&mounts)).await;
+        let files = match unmounted {
+            Ok(()) => remove_tree(&dir).await.doing(format_args!("remove the directory {}", dir.display())),
+            Err(error) => Err(error).doing(format_args!("unmount what is below {}", dir.display())),
+        };
+        let files = files.inspect_err(|error| warn!(pod = id, %error, "cannot remove the directory of a pod"));
+        network.and(shim).and(group).and(files)
     }
 
     /// Marks a pod not ready when its shim is gone.

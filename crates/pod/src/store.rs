@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use prost::Message;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use tokio::sync::watch;
 
 use crate::error::{Error, Result};
 use crate::record::{ContainerRecord, PodRecord};
@@ -17,9 +18,10 @@ const CONTAINERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("conta
 /// Version of the records that this program writes.
 const VERSION: u8 = 1;
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Store {
     db: Arc<Database>,
+    failed: watch::Sender<bool>,
 }
 
 impl Store {
@@ -29,7 +31,7 @@ impl Store {
         transaction.open_table(PODS).map_err(redb::Error::from)?;
         transaction.open_table(CONTAINERS).map_err(redb::Error::from)?;
         transaction.commit().map_err(redb::Error::from)?;
-        Ok(Self { db })
+        Ok(Self { db, failed: watch::Sender::new(false) })
     }
 
     pub(crate) fn pods(&self) -> Result<Vec<PodRecord>> {
@@ -104,7 +106,18 @@ impl Store {
             transaction.commit()?;
             Ok::<_, redb::Error>(())
         });
-        Ok(written.await.map_err(|error| Error::internal(format!("the state database's writer failed: {error}")))??)
+        let written =
+            written.await.map_err(|error| Error::internal(format!("the state database's writer failed: {error}")))?;
+        if matches!(written, Err(redb::Error::Io(_) | redb::Error::PreviousIo)) {
+            self.failed.send_replace(true);
+        }
+        Ok(written?)
+    }
+
+    /// Waits until a write has failed. The database then takes no more until it is opened anew.
+    pub(crate) async fn failure(&self) {
+        // An error means that the store is gone, and nobody writes any more.
+        let _ = self.failed.subscribe().wait_for(|failed| *failed).await;
     }
 }
 
@@ -157,5 +170,48 @@ mod tests {
         let error = decode::<PodRecord>("abc", &[VERSION + 1, 0]).expect_err("refused");
         assert!(error.to_string().contains("newer"), "{error}");
         assert!(decode::<PodRecord>("abc", &[]).is_err());
+    }
+
+    /// A database whose disk can be made to fail.
+    #[derive(Debug, Default)]
+    struct Disk(redb::backends::InMemoryBackend, Arc<std::sync::atomic::AtomicBool>);
+
+    impl redb::StorageBackend for Disk {
+        fn len(&self) -> std::io::Result<u64> {
+            self.0.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+            self.0.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> std::io::Result<()> {
+            self.0.set_len(len)
+        }
+
+        fn sync_data(&self) -> std::io::Result<()> {
+            self.0.sync_data()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+            match self.1.load(std::sync::atomic::Ordering::Relaxed) {
+                true => Err(std::io::ErrorKind::StorageFull.into()),
+                false => self.0.write(offset, data),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_write_that_fails_is_told() {
+        let disk = Disk::default();
+        let full = Arc::clone(&disk.1);
+        let store =
+            Store::open(Arc::new(Database::builder().create_with_backend(disk).expect("opens"))).expect("opens");
+        store.put_pod(&PodRecord::default()).await.expect("there is room");
+        assert!(tokio::time::timeout(std::time::Duration::ZERO, store.failure()).await.is_err(), "nothing failed yet");
+        full.store(true, std::sync::atomic::Ordering::Relaxed);
+        let error = store.put_pod(&PodRecord::default()).await.expect_err("there is no room");
+        assert_eq!(error.kind(), crate::error::Kind::ResourceExhausted);
+        store.failure().await;
     }
 }

@@ -14,9 +14,9 @@ pub(crate) const XATTR_BYTES_MAX: usize = 64 << 10;
 /// The sum of the names of all entries: what the applier remembers of them (times of directories) must fit into memory.
 pub(crate) const NAME_BYTES_MAX: u64 = 512 << 20;
 
-/// A stream may unpack to so many times its size. The best that gzip can do is 1032; real layers stay below 50, those
-/// of a preallocated database file that is all zero excepted, for which there is the free amount.
-pub(crate) const RATIO_MAX: u64 = 200;
+/// A stream may unpack to so many times its size: what gzip can do at best, as with a preallocated file that is all zero.
+/// Real layers stay below 50; zstd could do thousands.
+pub(crate) const RATIO_MAX: u64 = 1032;
 
 /// Unpacked bytes that are allowed at any ratio.
 pub(crate) const RATIO_FREE_BYTES: u64 = 256 << 20;

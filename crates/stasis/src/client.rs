@@ -212,11 +212,11 @@ mod tests {
         talker.abort();
         insta::assert_snapshot!(texts.join("\n"), @r#"
         error: there is no socket at /dir/absent
-        hint: is stasisd running? Start it with `systemctl start stasisd`, or give its socket with --address
+        hint: is stasisd running? Start it with `systemctl start stasis`, or give its socket with --address
         error: /dir/file is not a socket
         hint: give the socket of stasisd with --address, or unset STASIS_ADDRESS
         error: nothing answers at /dir/stale
-        hint: is stasisd running? Start it with `systemctl start stasisd`, or give its socket with --address
+        hint: is stasisd running? Start it with `systemctl start stasis`, or give its socket with --address
         error: "tcp://1.2.3.4" is not the address of a socket
         hint: give --address unix:///path/of/the/socket
         "#);

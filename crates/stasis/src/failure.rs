@@ -75,7 +75,7 @@ impl Failure {
         let hint = match self {
             Self::Address { .. } => "give --address unix:///path/of/the/socket",
             Self::NoSocket { .. } | Self::Refused { .. } => {
-                "is stasisd running? Start it with `systemctl start stasisd`, or give its socket with --address"
+                "is stasisd running? Start it with `systemctl start stasis`, or give its socket with --address"
             }
             Self::Permission { .. } => "the socket is for root: try sudo",
             Self::NotASocket { .. } | Self::NotCri { .. } | Self::OtherRuntime { .. } => {
@@ -87,7 +87,7 @@ impl Failure {
             Self::Ambiguous { .. } => "give more of the ID",
             Self::TimedOut { .. } => "give more time with --timeout",
             Self::Daemon { code: Code::Unimplemented, .. } => "the daemon is older than this program: `stasis version`",
-            Self::Lost { .. } => "its log says why: `journalctl -u stasisd`",
+            Self::Lost { .. } => "its log says why: `journalctl -u stasis`",
             _ => return None,
         };
         Some(hint.to_owned())

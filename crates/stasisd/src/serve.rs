@@ -66,6 +66,10 @@ pub(crate) async fn until_signalled(
             ended.context("the server ended abnormally")?.context("cannot serve")?;
             anyhow::bail!("the server ended by itself");
         }
+        () = pods.broken() => anyhow::bail!(
+            "a write to the state database failed, and it takes no more until it is opened anew; containers keep running. \
+             Is the disk full?"
+        ),
         name = signals.next() => tracing::info!(signal = name, "ending; containers keep running"),
     }
     notify(NotifyState::Stopping);

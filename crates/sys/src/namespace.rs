@@ -311,9 +311,17 @@ struct Child {
 }
 
 impl Child {
-    /// Forks; the child runs `work`, says that it is ready, and waits to be killed.
+    /// Forks; the child runs `work`, says that it is ready, and waits to be killed. It ends with the calling thread: it
+    /// has copies of all descriptors, and what is locked through them would stay locked after a sudden end of its parent.
     fn fork(work: impl FnOnce(&Report<'_>) -> Result<(), ()>) -> io::Result<Child> {
-        Self::clone_into(UnshareFlags::empty(), work)
+        let parent = rustix::process::getpid();
+        Self::clone_into(UnshareFlags::empty(), |report| {
+            report.check(0, rustix::process::set_parent_process_death_signal(Some(Signal::KILL)))?;
+            if rustix::process::getppid() != Some(parent) {
+                return Err(());
+            }
+            work(report)
+        })
     }
 
     fn clone_into(namespaces: UnshareFlags, work: impl FnOnce(&Report<'_>) -> Result<(), ()>) -> io::Result<Child> {

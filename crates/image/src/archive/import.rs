@@ -228,12 +228,20 @@ impl Archive {
         Ok(images)
     }
 
+    fn check_count(&self, images: usize) -> Result<()> {
+        match images {
+            ..=IMAGES_MAX => Ok(()),
+            _ => Err(self.refuse(format!("it holds {images} images, more than {IMAGES_MAX}"))),
+        }
+    }
+
     fn oci_images(&self, index: &[u8], docker: Option<&Vec<u8>>) -> Result<Vec<Found>> {
         let index: ImageIndex =
             serde_json::from_slice(index).map_err(|e| self.refuse(format!("its index.json cannot be read: {e}")))?;
         let docker = docker.map(|docker| self.docker_entries(docker)).transpose()?.unwrap_or_default();
         let mut images: Vec<Found> = Vec::new();
-        for descriptor in index.manifests().iter().take(IMAGES_MAX) {
+        self.check_count(index.manifests().len())?;
+        for descriptor in index.manifests() {
             let parts = self.oci_image(descriptor)?;
             let mut names = Vec::new();
             for key in NAME_ANNOTATIONS {
@@ -295,7 +303,9 @@ impl Archive {
 
     fn docker_images(&self, manifest: &[u8]) -> Result<Vec<Found>> {
         let mut images = Vec::new();
-        for entry in self.docker_entries(manifest)?.into_iter().take(IMAGES_MAX) {
+        let entries = self.docker_entries(manifest)?;
+        self.check_count(entries.len())?;
+        for entry in entries {
             let config_json = self.docker_config(&entry.config)?;
             let layers = entry.layers.iter().map(|name| self.docker_layer(name)).collect::<Result<Vec<_>>>()?;
             let target = make_manifest(&config_json, &layers, BTreeMap::new())?;

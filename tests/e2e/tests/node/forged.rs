@@ -67,9 +67,22 @@ fn a_forged_archive_decides_nothing() {
         })?;
         let pod = stage.pod("third").await?;
         let config = container_config("counter", &evil.display().to_string(), &[]);
-        let (code, message) = refusal(stage.node.cri.create(&pod, config).await)?;
+        let (code, message) = refusal(stage.node.cri.create(&pod, config.clone()).await)?;
         assert_eq!(code, Code::InvalidArgument);
         assert!(message.contains("/host"), "names the mount: {message}");
+
+        // Another image has the name by now: the memory must not be laid upon its files.
+        forge(&good, &evil, |name, document| {
+            if name == "config.dump" {
+                document["rootfsImageRef"] = json!(format!("sha256:{}", "0".repeat(64)));
+                document["rootfsImageID"] = json!("0".repeat(64));
+                document["rootfsImageName"] = json!(COUNTER);
+                document["rootfsImage"] = json!(COUNTER);
+            }
+        })?;
+        let (code, message) = refusal(stage.node.cri.create(&pod, config).await)?;
+        assert_eq!(code, Code::FailedPrecondition, "{message}");
+        assert!(message.contains(COUNTER), "names the image: {message}");
         stage.remove(&pod).await
     });
 }

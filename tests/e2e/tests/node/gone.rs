@@ -57,6 +57,11 @@ fn a_command_ends_with_its_time_and_with_its_caller() {
         let request = ExecSyncRequest { container_id: container.id.clone(), cmd, timeout: 1 };
         let refused = stage.node.cri.runtime.exec_sync(request).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::DeadlineExceeded, "{refused}");
+        // One that cannot be started leaves nothing either.
+        assert!(stage.node.cri.exec(&container, &["/no/such/command"]).await.is_err());
+        let bundle = stage.node.ground.state().join("pods").join(&pod.id).join("bundles").join(&container.id);
+        let left = fs::read_dir(bundle)?.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("exec-"));
+        assert_eq!(left.count(), 0, "FIFOs of commands are left");
         assert_eq!(stage.sh(&container, runs).await?, "no");
         stage.remove(&pod).await
     });
