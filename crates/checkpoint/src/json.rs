@@ -10,7 +10,10 @@ use serde_json::{Map, Number, Value};
 use crate::error::{Error, Result};
 
 /// Parses `bytes`, a member of an archive; a key that occurs twice in an object is an error.
-pub(crate) fn parse(member: &str, bytes: &[u8]) -> Result<Value> {
+///
+/// # Errors
+/// [`Error::Malformed`], which names the member.
+pub fn parse(member: &str, bytes: &[u8]) -> Result<Value> {
     serde_json::from_slice::<Strict>(bytes).map(|strict| strict.0).map_err(|error| Error::malformed(member, error))
 }
 

@@ -38,6 +38,7 @@ pub use error::{Error, Result};
 pub use extract::{Extracted, extract};
 pub use image::{CheckpointMark, EngineFacts, ImageParts, image_from_archive, marker};
 pub use inspect::{Inspection, MemberSize, MountFacts, inspect, inspect_dir};
+pub use json::parse as parse_json;
 pub use member::{Dialect, Member};
 pub use metadata::{ArchiveMetadata, read_metadata};
 pub use restore::{RestoreSource, is_sure};

@@ -52,6 +52,11 @@ impl RestoreSource {
         &self.metadata
     }
 
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Directory of CRIU's images.
     pub fn images_dir(&self) -> PathBuf {
         self.dir.join(IMAGE_DIR)

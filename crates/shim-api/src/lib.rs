@@ -7,6 +7,8 @@
 //!
 //! The types here are plain data; sockets and processes are the business of the two sides.
 
+pub mod plan;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

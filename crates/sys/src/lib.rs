@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod capture;
+pub mod confine;
 pub mod file;
 pub mod memory;
 pub mod mount;
