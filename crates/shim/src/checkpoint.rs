@@ -91,6 +91,7 @@ struct Job<'a> {
 enum Event {
     Frozen,
     Thawed { frozen_us: u64 },
+    Writing { bytes_done: u64, bytes_total: u64 },
     Done { report: CheckpointReport },
     Error { error: ShimError },
 }
@@ -283,6 +284,9 @@ async fn follow(events: Receiver) -> Result<CheckpointReport, Error> {
         match serde_json::from_str(&line) {
             Ok(Event::Frozen) => journal::debug(format_args!("frozen")),
             Ok(Event::Thawed { frozen_us }) => journal::debug(format_args!("thawed after {frozen_us} us")),
+            Ok(Event::Writing { bytes_done, bytes_total }) => {
+                journal::debug(format_args!("{bytes_done} of about {bytes_total} bytes written"));
+            }
             Ok(Event::Done { report }) => return Ok(report),
             Ok(Event::Error { error }) => return Err(error.into()),
             Err(error) => return Err(Error::Internal(format!("the checkpoint worker said {line:?}: {error}"))),

@@ -54,7 +54,7 @@ impl Engine {
             work_path: &work.logs,
             leave_running: true,
             tcp_established: job.request.criu.tcp_established,
-            external_unix_sockets: false,
+            external_unix_sockets: job.request.criu.external_unix_sockets,
             file_locks: job.request.criu.file_locks,
             cgroup_mode: Some(cgroup_mode),
         };
@@ -167,7 +167,7 @@ fn children() -> Vec<i32> {
 }
 
 /// The end of a log; none if there is none, or it is empty.
-fn read_tail(path: &Path) -> Option<String> {
+pub(crate) fn read_tail(path: &Path) -> Option<String> {
     use std::io::{Seek, SeekFrom};
     let mut file = std::fs::File::open(path).ok()?;
     let size = file.metadata().ok()?.len();

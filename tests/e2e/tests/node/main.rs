@@ -6,6 +6,7 @@ mod checkpoint;
 mod daemon_dies;
 mod hostile;
 mod life;
+mod options;
 mod refusals;
 mod security;
 mod shim_dies;

@@ -3,24 +3,44 @@
 //! The daemon contributes what it knows about the container; the shim freezes, and writes. No memory of the container
 //! passes through the daemon.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+mod image;
+mod index;
+mod limits;
+mod options;
+mod preflight;
 
-use stasis_checkpoint::{ContainerDescription, ImageDescription, MountDescription, PodDescription, Profile};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stasis_checkpoint::{ContainerDescription, Digests, ImageDescription, Member, MountDescription, PodDescription};
 use stasis_cri_api::runtime::PodSandboxConfig;
-use stasis_shim_api::{CheckpointRequest, CriuOptions};
+use stasis_shim_api::{CheckpointRequest, Tree, layout};
 use tracing::info;
+
+pub use self::image::ImageTarget;
+pub use self::index::{CheckpointEntry, Keep, Retention};
+pub use self::limits::CheckpointLimits;
+pub(crate) use self::limits::Queue;
+pub use self::options::{ANNOTATION_PREFIX, CheckpointPolicy, OPTIONS};
+pub use self::preflight::Preflight;
+use self::limits::{Turn, check_location};
+use self::options::Settings;
 
 use crate::error::{Error, IoContext as _, Kind, Result};
 use crate::exec::read_spec;
 use crate::pods::{Container, Pods, RestoreLevel};
-use crate::record::ContainerRecord;
+use crate::record::{ContainerRecord, now};
 use crate::sandbox::SANDBOX_RUNTIME;
 use crate::state::{Operation, admit};
 
 /// Directory of the archive's first members below the bundle, while a checkpoint is made.
 const MEMBERS: &str = "checkpoint-members";
+/// Digits of a checkpoint's ID: enough to be unique on a node, and few enough to type.
+const ID_DIGITS: usize = 12;
+/// Directory of the logs of CRIU that were kept, below the root directory; one a container.
+const FAILURE_LOGS: &str = "checkpoint-logs";
 /// What the kubelet's own test of nodes takes as "this node cannot do it" (containerd's words).
 const UNSUPPORTED: &str = "checkpoint/restore support not available";
 
@@ -33,8 +53,8 @@ pub struct CheckpointOptions {
     pub location: PathBuf,
     /// Time after which the container runs again in any case; none for the configured maximum.
     pub timeout: Option<Duration>,
-    /// End the container once the archive is durable.
-    pub stop: bool,
+    /// What [`OPTIONS`] lists, by name: the caller's choice, which comes before the pod's and the configuration's.
+    pub options: BTreeMap<String, String>,
 }
 
 /// What a checkpoint cost.
@@ -48,6 +68,13 @@ pub struct CheckpointReport {
     pub frozen: Duration,
     /// The whole operation.
     pub total: Duration,
+    /// Whether the container runs on.
+    pub left_running: bool,
+    pub(crate) digests: Option<Digests>,
+    /// Reference of the image that the pod or the configuration asks for beside the archive.
+    image: Option<String>,
+    /// The row in the index, but for where it lies.
+    pub(crate) entry: CheckpointEntry,
 }
 
 impl Pods {
@@ -58,6 +85,29 @@ impl Pods {
     /// `ResourceExhausted` without space; `Internal` with CRIU's diagnosis. After every error the container runs as
     /// before, and no part of an archive is left.
     pub async fn checkpoint_container(&self, options: CheckpointOptions) -> Result<CheckpointReport> {
+        check_location(&options.location)?;
+        let pods = self.clone();
+        let report = self.checkpoint_detached(options, false).await?;
+        // A caller that has left meanwhile does not undo what is durable.
+        let image = report.image.clone();
+        self.detached(async move {
+            pods.remember_archive(&report).await?;
+            if let Some(reference) = image {
+                let target = ImageTarget { reference, self_contained: false };
+                pods.make_image(&report.path, &target, report.digests.clone(), |_| {}).await?;
+                pods.remember_image(&report, &target.reference).await?;
+            }
+            Ok(report)
+        })
+        .await
+    }
+
+    /// As [`Pods::checkpoint_container`], with the digests that an image needs, and not entered in the index.
+    async fn checkpoint_with_digests(&self, options: CheckpointOptions) -> Result<CheckpointReport> {
+        self.checkpoint_detached(options, true).await
+    }
+
+    async fn checkpoint_detached(&self, options: CheckpointOptions, digest: bool) -> Result<CheckpointReport> {
         let container = self.container(&options.container_id)?;
         let pods = self.clone();
         self.detached(async move {
@@ -67,7 +117,7 @@ impl Pods {
                     container.id
                 ))
             })?;
-            let made = pods.checkpoint(&container, &options).await;
+            let made = pods.checkpoint(&container, &options, digest).await;
             let members = pods.bundle(&container.pod_id, &container.id).join(MEMBERS);
             crate::pods::remove_tree(&members).await.doing(format_args!("remove {}", members.display()))?;
             made.map_err(|error| error.context(format_args!("checkpoint of container {}", container.id)))
@@ -75,12 +125,19 @@ impl Pods {
         .await
     }
 
-    async fn checkpoint(&self, container: &Arc<Container>, options: &CheckpointOptions) -> Result<CheckpointReport> {
+    async fn checkpoint(
+        &self,
+        container: &Arc<Container>,
+        options: &CheckpointOptions,
+        digest: bool,
+    ) -> Result<CheckpointReport> {
+        let started = Instant::now();
         self.allow_checkpoint()?;
-        check_location(&options.location)?;
         admit(Operation::Checkpoint, container.record().phase(), &container.id)?;
         let pod = self.pod(&container.pod_id)?;
         let (handler, runtime) = self.handler(&pod.record().handler)?;
+        let pod_config = pod.record().config.clone().unwrap_or_default();
+        let settings = Settings::resolve(&runtime.checkpoint, &pod_config.annotations, &options.options)?;
         if runtime.runtime != SANDBOX_RUNTIME {
             return Err(Error::precondition(format!(
                 "containers of the runtime handler {handler:?} cannot be checkpointed: its shim is {}, and only \
@@ -91,39 +148,92 @@ impl Pods {
         let sandbox = pod
             .sandbox()
             .ok_or_else(|| Error::new(Kind::Unavailable, format!("container {} has no shim any more", container.id)))?;
+        let turn = self.checkpoints.turn(self.timeout(options.timeout)).await?;
         let record = container.record().clone();
         let members = self.bundle(&pod.id, &container.id).join(MEMBERS);
         std::fs::create_dir_all(&members).doing(format_args!("make {}", members.display()))?;
-        let pod_config = pod.record().config.clone().unwrap_or_default();
         self.describe(&record, &pod_config)?
-            .write_members(&members, Profile::Containerd)
+            .write_members(&members, settings.profile)
             .map_err(|error| Error::internal(error.to_string()))?;
-        let request = CheckpointRequest {
-            id: container.id.clone(),
-            archive: options.location.clone(),
-            members,
-            upper: self.images.upper_dir(&container.id),
-            log: (!record.log_path.is_empty()).then(|| PathBuf::from(&record.log_path)),
-            timeout_ms: self.timeout_ms(options.timeout),
-            leave_running: !options.stop,
-            criu: CriuOptions::default(),
-        };
+        let trees = self.trees(&settings, &record)?;
+        let image = settings.image.clone();
+        let mut request = self.request(&record, &options.location, members, trees, settings, &turn)?;
+        request.digest |= digest;
         let report = sandbox.checkpoint(&request).await?;
+        drop(turn);
         info!(
             container = container.id,
             archive = %options.location.display(),
             bytes = report.archive_bytes,
-            frozen_us = report.frozen_us,
-            total_us = report.total_us,
             pages = report.pages_written,
+            frozen_us = report.frozen_us,
+            criu_freezing_us = report.freezing_us,
+            criu_frozen_us = report.criu_frozen_us,
+            memory_dump_us = report.memory_dump_us,
+            memory_write_us = report.memory_write_us,
+            worker_us = report.total_us,
             "checkpointed"
         );
         Ok(CheckpointReport {
             path: options.location.clone(),
             size_bytes: report.archive_bytes,
             frozen: Duration::from_micros(report.frozen_us),
-            total: Duration::from_micros(report.total_us),
+            total: started.elapsed(),
+            left_running: request.leave_running,
+            digests: report.digest.zip(report.diff_id).map(|(digest, diff_id)| Digests { digest, diff_id }),
+            entry: entry(&record, &pod_config, report.archive_bytes),
+            image,
         })
+    }
+
+    fn request(
+        &self,
+        record: &ContainerRecord,
+        location: &std::path::Path,
+        members: PathBuf,
+        trees: Vec<Tree>,
+        settings: Settings,
+        turn: &Turn<'_>,
+    ) -> Result<CheckpointRequest> {
+        let logs = self.config.root.join(FAILURE_LOGS);
+        if settings.keep_criu_log {
+            std::fs::create_dir_all(&logs).doing(format_args!("make {}", logs.display()))?;
+        }
+        Ok(CheckpointRequest {
+            id: record.id.clone(),
+            archive: location.to_owned(),
+            members,
+            upper: self.images.upper_dir(&record.id),
+            log: (settings.log && !record.log_path.is_empty()).then(|| PathBuf::from(&record.log_path)),
+            timeout_ms: u64::try_from(turn.left.as_millis()).unwrap_or(u64::MAX),
+            leave_running: settings.leave_running,
+            compression: settings.compression(),
+            trees,
+            buffer_max: Some(turn.buffer_max),
+            space_reserve: turn.reserve,
+            digest: settings.image.is_some(),
+            failure_log: settings.keep_criu_log.then(|| logs.join(format!("{}.log", record.id))),
+            criu: settings.criu,
+        })
+    }
+
+    /// The directories outside the root file system that go into the archive.
+    fn trees(&self, settings: &Settings, record: &ContainerRecord) -> Result<Vec<Tree>> {
+        let mut trees = Vec::new();
+        let shm = self.pod_dir(&record.pod_id).join(layout::SHM);
+        if settings.dev_shm && shm.is_dir() {
+            trees.push(Tree { member: Member::DevShm.name().into_owned(), dir: shm, skip_empty: true });
+        }
+        let mounts = record.config.as_ref().map(|config| config.mounts.as_slice()).unwrap_or_default();
+        for volume in &settings.volumes {
+            let mount = mounts.iter().find(|mount| mount.container_path.trim_end_matches('/') == volume);
+            let dir = mount.map(|mount| PathBuf::from(&mount.host_path)).filter(|dir| dir.is_dir()).ok_or_else(|| {
+                let known: Vec<&str> = mounts.iter().map(|mount| mount.container_path.as_str()).collect();
+                Error::invalid(format!("include-volumes: {volume} is no mount of a directory; there are: {known:?}"))
+            })?;
+            trees.push(Tree { member: volume_member(volume)?, dir, skip_empty: false });
+        }
+        Ok(trees)
     }
 
     fn allow_checkpoint(&self) -> Result<()> {
@@ -140,10 +250,9 @@ impl Pods {
     }
 
     /// "Timeout of zero means to use the CRI default", which is our maximum; the maximum caps every other.
-    fn timeout_ms(&self, asked: Option<Duration>) -> u64 {
+    fn timeout(&self, asked: Option<Duration>) -> Duration {
         let max = self.config.checkpoint_timeout_max;
-        let timeout = asked.filter(|asked| !asked.is_zero()).map_or(max, |asked| asked.min(max));
-        u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)
+        asked.filter(|asked| !asked.is_zero()).map_or(max, |asked| asked.min(max))
     }
 
     fn describe(&self, record: &ContainerRecord, pod: &PodSandboxConfig) -> Result<ContainerDescription> {
@@ -204,18 +313,30 @@ impl Pods {
     }
 }
 
-fn check_location(location: &Path) -> Result<()> {
-    if !location.is_absolute() || location.file_name().is_none() {
-        return Err(Error::invalid(format!(
-            "the archive's location {:?} must be an absolute path of a file",
-            location.display().to_string()
-        )));
+/// The row of a new checkpoint in the index, but for where it lies.
+fn entry(record: &ContainerRecord, pod: &PodSandboxConfig, size_bytes: u64) -> CheckpointEntry {
+    let metadata = pod.metadata.clone().unwrap_or_default();
+    let name = record.config.as_ref().and_then(|config| config.metadata.as_ref()).map(|metadata| metadata.name.clone());
+    CheckpointEntry {
+        id: stasis_sys::file::random_id()[..ID_DIGITS].to_owned(),
+        container_id: record.id.clone(),
+        container: name.unwrap_or_default(),
+        pod: metadata.name,
+        namespace: metadata.namespace,
+        pod_uid: metadata.uid,
+        size_bytes,
+        created_at: now(),
+        ..CheckpointEntry::default()
     }
-    match location.parent() {
-        Some(parent) if parent.is_dir() => Ok(()),
-        parent => Err(Error::invalid(format!(
-            "the archive's directory {} is not there: make it first",
-            parent.unwrap_or(Path::new("/")).display()
-        ))),
-    }
+}
+
+/// The member for a volume: its path in the container with dashes, as podman names volumes by plain words.
+fn volume_member(volume: &str) -> Result<String> {
+    let name = volume.trim_matches('/').replace('/', "-");
+    let member = Member::parse(&format!("volumes/{name}.tar"));
+    member.map(|member| member.name().into_owned()).ok_or_else(|| {
+        Error::invalid(format!(
+            "include-volumes: {volume} has no name for an archive: letters, digits, dots, underscores and dashes only"
+        ))
+    })
 }
