@@ -8,7 +8,7 @@ use std::time::Duration;
 use stasis_cri_api::stasis::admin_server::Admin;
 use stasis_cri_api::stasis::*;
 use stasis_image::{Auth, Image};
-use stasis_pod::{CheckpointOptions, CheckpointReport, ImageTarget, Keep, Retention};
+use stasis_pod::{CheckpointOptions, CheckpointReport, ImageTarget, Keep, Progress, Retention};
 use tonic::codegen::BoxStream;
 use tonic::{Request, Status, async_trait};
 
@@ -106,7 +106,6 @@ impl Admin for AdminCalls {
         }
         let parts = Arc::clone(&self.0);
         progress::stream("CreateCheckpoint", request.container.clone(), |reports| async move {
-            reports.send("", "preparing", false, || checkpoint_progress("preparing"));
             parts.create_checkpoint(request, location, reports).await
         })
     }
@@ -219,6 +218,7 @@ impl Parts {
             location,
             timeout: (timeout_seconds > 0).then(|| Duration::from_secs(timeout_seconds.into())),
             options: options.into_iter().collect(),
+            progress: Some(checkpoint_reports(reports.clone())),
         };
         if reference.is_empty() {
             let report = self.pods.checkpoint_container(options).await.map_err(from_pod)?;
@@ -268,6 +268,14 @@ fn entry(of: stasis_pod::CheckpointEntry) -> CheckpointEntry {
         created_at: of.created_at,
         pinned: of.pinned,
     }
+}
+
+/// The receiver of the progress of a checkpoint.
+fn checkpoint_reports(reports: Reports<CheckpointProgress>) -> Progress {
+    Progress(Arc::new(move |phase, bytes_done, bytes_total| {
+        let phase = phase.to_owned();
+        reports.send("", &phase.clone(), false, || CheckpointProgress { phase, bytes_done, bytes_total, done: None });
+    }))
 }
 
 /// The receiver of the progress of a checkpoint's image.

@@ -198,6 +198,7 @@ impl RuntimeService for Runtime {
                 },
                 timeout: seconds(timeout, "timeout")?,
                 options: BTreeMap::new(),
+                progress: None,
             };
             status::refuse_checkpoint(&self.0.checkpoints, &id)?;
             match image {

@@ -37,7 +37,7 @@ mod store;
 
 pub use checkpoint::{
     ANNOTATION_PREFIX, CheckpointEntry, CheckpointLimits, CheckpointOptions, CheckpointPolicy, CheckpointReport,
-    ImageTarget, Keep, OPTIONS, Preflight, Retention,
+    ImageTarget, Keep, OPTIONS, Preflight, Progress, Retention,
 };
 pub use error::{Error, Kind, Result};
 pub use pods::{Config, Handler, Pods, RestoreLevel};

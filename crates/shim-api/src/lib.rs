@@ -18,6 +18,8 @@ pub const SERVICE: &str = "stasis.shim.v1.Shim";
 pub const METHOD_CHECKPOINT: &str = "Checkpoint";
 /// [`SERVICE`] method: [`ReopenLogRequest`] to an empty JSON object.
 pub const METHOD_REOPEN_LOG: &str = "ReopenLog";
+/// Method: [`ProgressRequest`] to [`CheckpointProgress`] or null.
+pub const METHOD_PROGRESS: &str = "CheckpointProgress";
 /// Type URL of a [`SandboxSpec`] inside a protobuf `Any`; the value is its JSON.
 pub const SANDBOX_SPEC_URL: &str = "stasis.shim.v1/SandboxSpec";
 
@@ -194,6 +196,25 @@ pub struct CheckpointRequest {
     /// Where CRIU's log is kept if the dump fails, the end of it; none to drop it.
     #[serde(default)]
     pub failure_log: Option<PathBuf>,
+}
+
+/// Asks how far the checkpoint of a container is; the answer is a [`CheckpointProgress`], or null if there is none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProgressRequest {
+    /// Task ID, which is the container's ID.
+    pub id: String,
+}
+
+/// How far a checkpoint is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointProgress {
+    /// `preparing`, `frozen` or `writing`.
+    pub phase: String,
+    /// Bytes of the archive that are written.
+    pub bytes_done: u64,
+    /// Bytes that it will have, about; 0 if that is not known yet.
+    pub bytes_total: u64,
 }
 
 /// What a checkpoint cost.

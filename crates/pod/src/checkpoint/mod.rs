@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use stasis_checkpoint::{ContainerDescription, Digests, ImageDescription, Member, MountDescription, PodDescription};
 use stasis_cri_api::runtime::PodSandboxConfig;
 use stasis_shim_api::{CheckpointRequest, Tree, layout};
+use stasis_task::Sandbox;
 use tracing::info;
 
 pub use self::image::ImageTarget;
@@ -37,6 +38,8 @@ use crate::state::{Operation, admit};
 
 /// Directory of the archive's first members below the bundle, while a checkpoint is made.
 const MEMBERS: &str = "checkpoint-members";
+/// How often the shim is asked how far it is: more often than anybody looks.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 /// Digits of a checkpoint's ID: enough to be unique on a node, and few enough to type.
 const ID_DIGITS: usize = 12;
 /// Directory of the logs of CRIU that were kept, below the root directory; one a container.
@@ -55,6 +58,18 @@ pub struct CheckpointOptions {
     pub timeout: Option<Duration>,
     /// What [`OPTIONS`] lists, by name: the caller's choice, which comes before the pod's and the configuration's.
     pub options: BTreeMap<String, String>,
+    /// Who is told now and then how far it is.
+    pub progress: Option<Progress>,
+}
+
+/// Is told the phase (`waiting`, `preparing`, `frozen`, `writing`), the bytes written, and the bytes there will be or 0.
+#[derive(Clone)]
+pub struct Progress(pub Arc<dyn Fn(&str, u64, u64) + Send + Sync>);
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Progress")
+    }
 }
 
 /// What a checkpoint cost.
@@ -148,6 +163,9 @@ impl Pods {
         let sandbox = pod
             .sandbox()
             .ok_or_else(|| Error::new(Kind::Unavailable, format!("container {} has no shim any more", container.id)))?;
+        if let Some(Progress(tell)) = &options.progress {
+            tell("waiting", 0, 0);
+        }
         let turn = self.checkpoints.turn(self.timeout(options.timeout)).await?;
         let record = container.record().clone();
         let members = self.bundle(&pod.id, &container.id).join(MEMBERS);
@@ -159,7 +177,14 @@ impl Pods {
         let image = settings.image.clone();
         let mut request = self.request(&record, &options.location, members, trees, settings, &turn)?;
         request.digest |= digest;
-        let report = sandbox.checkpoint(&request).await?;
+        let report = {
+            let work = sandbox.checkpoint(&request);
+            let watch = watch(&sandbox, &container.id, options.progress.as_ref());
+            tokio::select! {
+                report = work => report?,
+                never = watch => match never {},
+            }
+        };
         drop(turn);
         info!(
             container = container.id,
@@ -310,6 +335,18 @@ impl Pods {
             name,
             id: record.base_image_id.clone(),
         }
+    }
+}
+
+/// Asks the shim now and then how far the checkpoint is, and tells `progress`.
+async fn watch(sandbox: &Sandbox, id: &str, progress: Option<&Progress>) -> std::convert::Infallible {
+    loop {
+        if let Some(Progress(tell)) = progress
+            && let Ok(Some(now)) = sandbox.checkpoint_progress(id).await
+        {
+            tell(&now.phase, now.bytes_done, now.bytes_total);
+        }
+        tokio::time::sleep(PROGRESS_INTERVAL).await;
     }
 }
 

@@ -153,7 +153,7 @@ fn dump(
 ) -> Result<(Parts, Frozen), Failed> {
     let trees = layer::trees(&job.request)?;
     let gate = Gate::close(&job.bundle, &work.gate)?;
-    let mut engine = Engine::start(job, work, mode)?;
+    let mut engine = Engine::start(job, work, cgroup, mode)?;
     let drain = Drain::start(&work.images, &room.estimate, &job.request.archive, room.space.clone())?;
     // CRIU has started meanwhile and waits for its configuration.
     let open = match gate.wait(&mut engine, stop)? {

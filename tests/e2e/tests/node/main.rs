@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod always_thawed;
 mod checkpoint;
 mod daemon_dies;
 mod hostile;
+mod kept;
 mod life;
 mod options;
 mod refusals;
 mod security;
 mod shim_dies;
+mod workloads;

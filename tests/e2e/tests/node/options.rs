@@ -11,7 +11,7 @@ use xtask::cri::{Container, container_config, refusal};
 use xtask::node::Setup;
 
 /// Counts on a connection between two processes of the container; the receiver writes to its output.
-const CONNECTED: &str = "nc -l -p 5555 & sleep 0.3; n=0; while :; do n=$((n + 1)); echo count $n; sleep 0.1; done | \
+const CONNECTED: &str = "sleep 10000 | nc -l -p 5555 & sleep 0.5; n=0; while :; do n=$((n + 1)); echo count $n; sleep 0.1; done | \
                          nc 127.0.0.1 5555";
 
 /// Pods of this node may ask for these.
