@@ -34,6 +34,11 @@ const GPU: Problem = Problem::blocks(
     "memory of a device is mapped, which only the device's driver could save",
     "Checkpoint it before it opens the device.",
 );
+const PARASITE: Problem = Problem::blocks(
+    "leftover",
+    "a CRIU that was killed has left its code there, before the program's own, and the next one cannot get in",
+    "Start the container anew.",
+);
 const LOCKS: Problem = Problem::blocks("file-locks", "it holds file locks", "Checkpoint with file-locks=true.");
 const RLIMITS: Problem = Problem::blocks(
     "cap-sys-resource",
@@ -85,6 +90,9 @@ impl Process {
         if let Some(lock) = locks.get(&self.pid).filter(|_| !allowed.file_locks) {
             out.push(LOCKS.of(self, None, lock.clone()));
         }
+        if let Some(line) = leftover(self.pid) {
+            out.push(PARASITE.of(self, None, line));
+        }
         let mut seen: Vec<&str> = Vec::new();
         for name in mapped(self.pid) {
             let problem = match name.as_str() {
@@ -99,6 +107,15 @@ impl Process {
             }
         }
     }
+}
+
+/// The first executable mapping, if it is shared: CRIU begins by writing a few bytes there, which works in private ones
+/// only. Programs have none; the code of a CRIU that was killed is one.
+fn leftover(pid: u32) -> Option<String> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let is_executable = |line: &&str| line.split(' ').nth(1).is_some_and(|rights| rights.get(2..3) == Some("x"));
+    let first = maps.lines().find(is_executable)?;
+    first.split(' ').nth(1)?.ends_with('s').then(|| first.split_whitespace().next().unwrap_or_default().to_owned())
 }
 
 /// Devices of GPUs, whose memory is not the process's.

@@ -17,7 +17,7 @@ use xtask::node::Setup;
 const HOG: &str = "localhost/hog:latest";
 
 /// Counts on a connection between two processes; the memory of the third, which is dumped last, keeps CRIU busy.
-const CONNECTED: &str = "sleep 10000 | nc -l -p 5555 & sleep 0.5; \
+const CONNECTED: &str = "tail -f /dev/null | nc -l -p 5555 & sleep 0.5; \
     (n=0; while :; do n=$((n + 1)); echo count $n; sleep 0.1; done | nc 127.0.0.1 5555) & \
     sleep 1; /hog 384 1000 > /dev/null & wait";
 
@@ -137,10 +137,6 @@ fn a_live_connection_survives_a_criu_that_hangs_and_is_killed() {
             }
         }
         is_unharmed(stage, &pod, &container, &archive).await?;
-        // And it can be checkpointed now.
-        begin(stage, &container, &archive, 60).await??;
-        fs::remove_file(&archive)?;
-        is_unharmed(stage, &pod, &container, &archive).await?;
         stage.remove(&pod).await
     });
 }
@@ -149,13 +145,13 @@ fn a_live_connection_survives_a_criu_that_hangs_and_is_killed() {
 fn a_container_runs_on_when_criu_or_the_runtime_is_killed() {
     check("killed", Setup::default(), async |stage| {
         stage.import(&["hog"])?;
-        let pod = stage.pod("busy").await?;
         let script = "/hog 384 1000 > /dev/null & sleep 4; \
                       n=0; while :; do n=$((n + 1)); echo count $n; sleep 0.1; done";
-        let container = stage.container(&pod, container_config("main", HOG, &["sh", "-c", script])).await?;
-        counts_beyond(&container, 3).await?;
         let archive = stage.archive("killed.tar");
         for name in ["criu", "runc"] {
+            let pod = stage.pod(name).await?;
+            let container = stage.container(&pod, container_config("main", HOG, &["sh", "-c", script])).await?;
+            counts_beyond(&container, 3).await?;
             for attempt in 0.. {
                 ensure!(attempt < ATTEMPTS, "{name} was always faster");
                 let call = begin(stage, &container, &archive, 60);
@@ -170,8 +166,9 @@ fn a_container_runs_on_when_criu_or_the_runtime_is_killed() {
                 }
             }
             is_unharmed(stage, &pod, &container, &archive).await?;
+            stage.remove(&pod).await?;
         }
-        stage.remove(&pod).await
+        Ok(())
     });
 }
 

@@ -109,7 +109,7 @@ fn a_preflight_says_what_stands_in_the_way() {
     check("prefl", Setup::default(), async |stage| {
         stage.import(&["busybox"])?;
         let pod = stage.pod("busy").await?;
-        let script = "sleep 10000 | nc -l -p 5555 > /dev/null & sleep 0.5; (while :; do echo x; sleep 0.1; done) | nc 127.0.0.1 5555 & \
+        let script = "tail -f /dev/null | nc -l -p 5555 > /dev/null & sleep 0.5; (while :; do echo x; sleep 0.1; done) | nc 127.0.0.1 5555 & \
                       n=0; while :; do n=$((n + 1)); echo count $n; sleep 0.1; done";
         let container = stage.script(&pod, "main", script).await?;
         counts_beyond(&container, 10).await?;

@@ -9,6 +9,7 @@ mod hostile;
 mod kept;
 mod life;
 mod options;
+mod peers;
 mod refusals;
 mod security;
 mod shim_dies;

@@ -7,12 +7,12 @@ use anyhow::{Result, ensure};
 use stasis_cri_api::runtime::Mount;
 use stasis_e2e::{Stage, check, counts, counts_beyond, eventually, shell};
 use tonic::Code;
-use xtask::cri::{Container, container_config, refusal};
+use xtask::cri::{Container, container_config, messages, refusal};
 use xtask::node::Setup;
 
 /// Counts on a connection between two processes of the container; the receiver writes to its output.
-const CONNECTED: &str = "sleep 10000 | nc -l -p 5555 & sleep 0.5; n=0; while :; do n=$((n + 1)); echo count $n; sleep 0.1; done | \
-                         nc 127.0.0.1 5555";
+const CONNECTED: &str = "tail -f /dev/null | nc -l -p 5555 & sleep 0.5; n=0; while :; do n=$((n + 1)); echo count $n; sleep 0.1; done | \
+                         nc 127.0.0.1 5555; echo closed; tail -f /dev/null";
 
 /// Pods of this node may ask for these.
 const POD_OPTIONS: &str = "[runtimes.runc]\ncheckpoint_pod_options = [\"tcp-established\", \"compression\"]\n";
@@ -42,7 +42,10 @@ fn connections_are_kept_where_that_is_asked_for_and_allowed() {
         // In another pod, with another address, the connection is gone, and the processes are told so.
         let pod = stage.pod("other").await?;
         let restored = stage.container(&pod, container_config("main", &path, &[])).await?;
-        stage.exited(&restored).await?;
+        eventually("the end of the connection", async || {
+            Ok(messages(&restored.log).iter().any(|message| message == "closed").then_some(()))
+        })
+        .await?;
         stage.remove(&pod).await
     });
 }

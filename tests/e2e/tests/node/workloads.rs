@@ -73,7 +73,7 @@ fn file_locks_and_deleted_open_files() {
     check("locks", Setup::default(), async |stage| {
         stage.import(&["busybox"])?;
         let script = format!(
-            "flock /lock sleep 100000 & echo kept > /deleted; exec 3< /deleted; rm /deleted; sleep 0.5; {COUNT}"
+            "flock /lock tail -f /dev/null & echo kept > /deleted; exec 3< /deleted; rm /deleted; sleep 0.5; {COUNT}"
         );
         let (pod, restored) = carried(stage, &shell("main", &script), &[]).await?;
         let held = "flock -n /lock true && echo free || echo held; cat /proc/1/fd/3; ls /deleted 2>&1 | grep -c 'No such'";
@@ -95,13 +95,12 @@ fn a_shell_on_a_terminal() {
 }
 
 #[test]
-fn python_with_threads_and_shared_memory() {
+fn python_with_threads_and_a_file_in_shared_memory() {
     check("python", Setup::default(), async |stage| {
         stage.import(&["python"])?;
         let program = "
-import mmap, threading, time
-data = open('/dev/shm/numbers', 'w+b'); data.truncate(4096)
-shared = mmap.mmap(data.fileno(), 4096)
+import os, threading, time
+shared = os.open('/dev/shm/numbers', os.O_RDWR | os.O_CREAT)
 lock, seen = threading.Lock(), {}
 def work(number):
     while True:
@@ -111,10 +110,10 @@ for number in range(20): threading.Thread(target=work, args=(number,), daemon=Tr
 count = 0
 while True:
     count += 1
-    shared[:8] = count.to_bytes(8, 'little')
+    os.pwrite(shared, count.to_bytes(8, 'little'), 0)
     before = dict(seen); time.sleep(0.1)
     with lock: assert all(seen[n] >= before[n] for n in before)
-    assert int.from_bytes(shared[:8], 'little') == count
+    assert int.from_bytes(os.pread(shared, 8, 0), 'little') == count
     print('count', count, flush=True)
 ";
         let config = container_config("main", "localhost/python:latest", &["python3", "-c", program]);
