@@ -146,10 +146,7 @@ impl Admin for AdminCalls {
         .await
     }
 
-    async fn prune_checkpoints(
-        &self,
-        request: Request<PruneCheckpointsRequest>,
-    ) -> Answer<RemoveCheckpointsResponse> {
+    async fn prune_checkpoints(&self, request: Request<PruneCheckpointsRequest>) -> Answer<RemoveCheckpointsResponse> {
         let PruneCheckpointsRequest { keep, max_age_seconds, dry_run } = request.into_inner();
         let retention = (keep > 0 || max_age_seconds > 0).then(|| Retention {
             container: Keep { count: keep.into(), bytes: 0 },

@@ -65,7 +65,9 @@ impl Store {
         let entry = |(key, value): (String, Vec<u8>)| {
             let entry = value.split_first().filter(|(version, _)| **version == VERSION);
             entry.and_then(|(_, json)| serde_json::from_slice(json).ok()).ok_or_else(|| {
-                Error::internal(format!("the row of checkpoint {key} cannot be read: was it written by a newer program?"))
+                Error::internal(format!(
+                    "the row of checkpoint {key} cannot be read: was it written by a newer program?"
+                ))
             })
         };
         self.rows(CHECKPOINTS)?.into_iter().map(entry).collect()

@@ -108,6 +108,8 @@ pub struct CriuOptions {
     pub external_unix_sockets: bool,
     /// Largest deleted but open file whose content is kept, in bytes; none for CRIU's own limit.
     pub ghost_limit: Option<u64>,
+    /// Record control groups also where a restore of ours does not need them.
+    pub record_cgroups: bool,
     /// Mounts, by their place in the container, that are left out of the dump.
     pub skip_mounts: Vec<String>,
 }
@@ -123,6 +125,7 @@ impl Default for CriuOptions {
             shell_job: false,
             external_unix_sockets: false,
             ghost_limit: None,
+            record_cgroups: false,
             skip_mounts: Vec::new(),
         }
     }

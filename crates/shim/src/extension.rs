@@ -6,7 +6,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use stasis_shim_api::{METHOD_CHECKPOINT, METHOD_PROGRESS, METHOD_REOPEN_LOG, ProgressRequest, ReopenLogRequest, SERVICE};
+use stasis_shim_api::{
+    METHOD_CHECKPOINT, METHOD_PROGRESS, METHOD_REOPEN_LOG, ProgressRequest, ReopenLogRequest, SERVICE,
+};
 use ttrpc::r#async::{MethodHandler, Service, TtrpcContext};
 use ttrpc::{Code, Request, Response, get_status};
 

@@ -266,6 +266,7 @@ pub(crate) enum Checkpoint {
         compression=none          none or zstd\n  compression-level=-3      zstd's level, -7 to 19\n  \
         compression-threads=1     threads that compress, 0 to 16\n  \
         image=                    reference of an image to make beside the archive\n  \
+        record-cgroups=false      record control groups of version 1, which other runtimes need\n  \
         profile=containerd        for whose readers the archive is: containerd or cri-o")]
     Create {
         /// Container

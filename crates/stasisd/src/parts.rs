@@ -101,9 +101,10 @@ fn checkpoints(config: &Config, engines: &Engines) -> (Checkpoints, Option<Versi
 /// What makes checkpoints here, for those who read a checkpoint image elsewhere.
 fn engine_facts(config: &Config, engines: &Engines, criu_version: Option<Version>) -> EngineFacts {
     let runtime = config.runtimes.get(&config.default_runtime).map(|runtime| engines.binary_of(runtime, config));
-    let version = runtime.as_deref().and_then(engines::features).and_then(|mut features| {
-        features.annotations.remove(RUNC_VERSION)
-    });
+    let version = runtime
+        .as_deref()
+        .and_then(engines::features)
+        .and_then(|mut features| features.annotations.remove(RUNC_VERSION));
     let cgroup = stasis_cgroup::Cgroups::probe().ok().map(|cgroups| match cgroups.mode() {
         stasis_cgroup::Mode::V1 => "v1",
         stasis_cgroup::Mode::V2 => "v2",

@@ -49,9 +49,7 @@ fn set_repair(socket: &OwnedFd, value: libc::c_int) -> io::Result<()> {
     let length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the descriptor is open for the call, and the kernel reads `length` bytes, the size of `value`, which lives on
     // this stack.
-    let done = unsafe {
-        libc::setsockopt(socket.as_fd().as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_REPAIR, at, length)
-    };
+    let done = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_REPAIR, at, length) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

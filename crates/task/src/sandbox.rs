@@ -14,8 +14,8 @@ use rustix::process::Signal;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stasis_shim_api::{
-    CheckpointProgress, CheckpointReport, CheckpointRequest, METHOD_CHECKPOINT, METHOD_PROGRESS, METHOD_REOPEN_LOG, ProgressRequest, ReopenLogRequest, SANDBOX_SPEC_URL,
-    SERVICE, SandboxSpec, ShimError, layout,
+    CheckpointProgress, CheckpointReport, CheckpointRequest, METHOD_CHECKPOINT, METHOD_PROGRESS, METHOD_REOPEN_LOG,
+    ProgressRequest, ReopenLogRequest, SANDBOX_SPEC_URL, SERVICE, SandboxSpec, ShimError, layout,
 };
 use stasis_sys::process::Pidfd;
 use tracing::warn;

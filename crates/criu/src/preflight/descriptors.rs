@@ -16,9 +16,8 @@ const MQUEUE_MAGIC: u64 = 0x1980_0202;
 /// Major numbers of devices that CRIU knows: memory (null, zero, random, …) and terminals.
 const KNOWN_DEVICES: [u32; 7] = [1, 2, 3, 4, 5, 136, 137];
 /// Kernel objects without a name that CRIU knows. Those with brackets are newer than those without.
-const KNOWN_OBJECTS: [&str; 9] = [
-    "[eventfd]", "[eventpoll]", "[signalfd]", "[timerfd]", "inotify", "[fanotify]", "[pidfd]", "bpf-map", "[pidfd]",
-];
+const KNOWN_OBJECTS: [&str; 9] =
+    ["[eventfd]", "[eventpoll]", "[signalfd]", "[timerfd]", "inotify", "[fanotify]", "[pidfd]", "bpf-map", "[pidfd]"];
 
 const IO_URING: Problem = Problem::blocks(
     "io-uring",
@@ -30,7 +29,8 @@ const USERFAULTFD: Problem = Problem::blocks(
     "somebody serves the page faults of this memory, and CRIU cannot tell what would come",
     "Wait until a lazy restore or migration has ended, or switch the feature off (JVM, QEMU).",
 );
-const BPF: Problem = Problem::blocks("bpf", "CRIU cannot dump loaded BPF programs", "Unload them, or checkpoint before.");
+const BPF: Problem =
+    Problem::blocks("bpf", "CRIU cannot dump loaded BPF programs", "Unload them, or checkpoint before.");
 const PERF: Problem = Problem::blocks("perf", "CRIU cannot dump performance counters", "End the profiler.");
 const OBJECT: Problem = Problem::blocks(
     "kernel-object",
@@ -101,7 +101,9 @@ pub(super) fn examine(process: &Process, allowed: &Allowed, sockets: &Sockets, o
                 known if KNOWN_OBJECTS.contains(&known) => {}
                 _ => found(OBJECT, link),
             }
-        } else if let Some(inode) = link.strip_prefix("socket:[").and_then(|rest| rest.trim_end_matches(']').parse().ok()) {
+        } else if let Some(inode) =
+            link.strip_prefix("socket:[").and_then(|rest| rest.trim_end_matches(']').parse().ok())
+        {
             let Some(tcp) = sockets.tcp(inode) else { continue };
             if tcp.is_connected() && !allowed.tcp {
                 found(TCP, format!("TCP {} to {}", tcp.local, tcp.remote));

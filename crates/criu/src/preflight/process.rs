@@ -77,7 +77,13 @@ impl Process {
     }
 
     /// `first` is the container's first process, in whose namespaces all should be.
-    pub(super) fn examine(&self, first: &Self, allowed: &Allowed, locks: &HashMap<u32, String>, out: &mut Vec<Finding>) {
+    pub(super) fn examine(
+        &self,
+        first: &Self,
+        allowed: &Allowed,
+        locks: &HashMap<u32, String>,
+        out: &mut Vec<Finding>,
+    ) {
         if self.tracer != 0 {
             out.push(TRACED.of(self, None, format!("traced by process {}", self.tracer)));
         }

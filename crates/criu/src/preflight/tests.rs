@@ -90,7 +90,10 @@ fn what_ends_meanwhile_is_passed_over() {
 fn a_line_of_the_kernels_table_is_read() {
     let line = "   0: 0100007F:0050 0200000A:1F90 01 00000000:00000003 00:00000000 00000000     0        0 4711 1";
     let (inode, tcp) = super::sockets::entry(line).unwrap();
-    assert_eq!((inode, tcp.local.to_string(), tcp.remote.to_string()), (4711, "127.0.0.1:80".into(), "10.0.0.2:8080".into()));
+    assert_eq!(
+        (inode, tcp.local.to_string(), tcp.remote.to_string()),
+        (4711, "127.0.0.1:80".into(), "10.0.0.2:8080".into())
+    );
     assert!(tcp.is_connected() && tcp.in_flight() == 0);
     assert!(super::sockets::entry("  sl  local_address rem_address   st").is_none());
 }

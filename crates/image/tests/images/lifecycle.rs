@@ -136,7 +136,10 @@ async fn add(images: &Images, reference: &str, dir: &std::path::Path) -> std::sy
     let config =
         format!(r#"{{"architecture":"{}","os":"linux","config":{{"User":"redis"}}}}"#, crate::build::architecture());
     let annotations = BTreeMap::from([("org.criu.checkpoint.container.name".to_owned(), "counter".to_owned())]);
-    images.add(reference, config.into_bytes(), None, vec![checkpoint_layer(dir)], annotations, |_| {}).await.expect("add")
+    images
+        .add(reference, config.into_bytes(), None, vec![checkpoint_layer(dir)], annotations, |_| {})
+        .await
+        .expect("add")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -177,7 +177,8 @@ impl Pods {
         {
             let _index = self.checkpoint_index.lock().await;
             // One that was written over is no longer there.
-            for old in self.store.checkpoints()?.iter().filter(|old| old.path == entry.path && old.image == entry.image) {
+            for old in self.store.checkpoints()?.iter().filter(|old| old.path == entry.path && old.image == entry.image)
+            {
                 self.store.delete_checkpoint(&old.id).await?;
                 entry.pinned |= old.pinned;
             }
@@ -267,8 +268,12 @@ mod tests {
 
     #[test]
     fn the_newest_stay_by_count_bytes_and_age() {
-        let all =
-            [entry("a1", "a", "x", 10), entry("a2", "a", "x", 20), entry("a3", "a", "x", 30), entry("b1", "b", "y", 40)];
+        let all = [
+            entry("a1", "a", "x", 10),
+            entry("a2", "a", "x", 20),
+            entry("a3", "a", "x", 30),
+            entry("b1", "b", "y", 40),
+        ];
         let count = |count| Keep { count, bytes: 0 };
         check(&Retention::default(), &all, &[]);
         check(&Retention { container: count(1), ..Retention::default() }, &all, &["a2", "a3"]);

@@ -24,10 +24,10 @@ pub use self::image::ImageTarget;
 pub use self::index::{CheckpointEntry, Keep, Retention};
 pub use self::limits::CheckpointLimits;
 pub(crate) use self::limits::Queue;
-pub use self::options::{ANNOTATION_PREFIX, CheckpointPolicy, OPTIONS};
-pub use self::preflight::Preflight;
 use self::limits::{Turn, check_location};
 use self::options::Settings;
+pub use self::options::{ANNOTATION_PREFIX, CheckpointPolicy, OPTIONS};
+pub use self::preflight::Preflight;
 
 use crate::error::{Error, IoContext as _, Kind, Result};
 use crate::exec::read_spec;
@@ -252,10 +252,13 @@ impl Pods {
         let mounts = record.config.as_ref().map(|config| config.mounts.as_slice()).unwrap_or_default();
         for volume in &settings.volumes {
             let mount = mounts.iter().find(|mount| mount.container_path.trim_end_matches('/') == volume);
-            let dir = mount.map(|mount| PathBuf::from(&mount.host_path)).filter(|dir| dir.is_dir()).ok_or_else(|| {
-                let known: Vec<&str> = mounts.iter().map(|mount| mount.container_path.as_str()).collect();
-                Error::invalid(format!("include-volumes: {volume} is no mount of a directory; there are: {known:?}"))
-            })?;
+            let dir =
+                mount.map(|mount| PathBuf::from(&mount.host_path)).filter(|dir| dir.is_dir()).ok_or_else(|| {
+                    let known: Vec<&str> = mounts.iter().map(|mount| mount.container_path.as_str()).collect();
+                    Error::invalid(format!(
+                        "include-volumes: {volume} is no mount of a directory; there are: {known:?}"
+                    ))
+                })?;
             trees.push(Tree { member: volume_member(volume)?, dir, skip_empty: false });
         }
         Ok(trees)

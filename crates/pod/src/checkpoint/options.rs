@@ -24,7 +24,7 @@ const THREADS_MAX: u32 = 16;
 const THREADS: u32 = 1;
 
 /// All options, and what each is for.
-pub const OPTIONS: [(&str, &str); 19] = [
+pub const OPTIONS: [(&str, &str); 20] = [
     ("leave-running", "the container goes on running (true)"),
     ("file-locks", "keep file locks (true)"),
     ("tcp-established", "keep established TCP connections (false)"),
@@ -43,6 +43,7 @@ pub const OPTIONS: [(&str, &str); 19] = [
     ("compression-level", "zstd's level, -7 to 19 (-3)"),
     ("compression-threads", "threads that compress, 0 to 16 (1)"),
     ("image", "reference of an image to make beside the archive (none)"),
+    ("record-cgroups", "record control groups of version 1, which other runtimes need; 7 ms of freeze (false)"),
     ("profile", "for whose readers the archive is: containerd or cri-o (containerd)"),
 ];
 
@@ -161,6 +162,7 @@ impl Settings {
             "shell-job" => self.criu.shell_job = on()?,
             "ext-unix-sk" => self.criu.external_unix_sockets = on()?,
             "ghost-limit" => self.criu.ghost_limit = Some(number(name, value, 0..=u64::MAX)?),
+            "record-cgroups" => self.criu.record_cgroups = on()?,
             "ignore-mounts" => self.criu.skip_mounts = paths(name, value)?,
             "include-volumes" => self.volumes = paths(name, value)?,
             "include-dev-shm" => self.dev_shm = on()?,
@@ -185,7 +187,9 @@ impl Settings {
     /// Options that exclude each other.
     fn check(self) -> Result<Self> {
         if self.criu.tcp_established && self.criu.tcp_close {
-            return Err(Error::invalid("tcp-established and tcp-close exclude each other: connections are kept or closed"));
+            return Err(Error::invalid(
+                "tcp-established and tcp-close exclude each other: connections are kept or closed",
+            ));
         }
         Ok(self)
     }

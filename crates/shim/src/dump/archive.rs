@@ -11,8 +11,8 @@ use stasis_shim_api::{Compression, Reason, ShimError};
 
 use super::Work;
 use super::drain::Drained;
-use super::exhausted;
 use super::estimate::Space;
+use super::exhausted;
 use super::job::{Event, Job, emit, internal};
 use super::layer::{Copied, Spool};
 use super::stop::Stop;

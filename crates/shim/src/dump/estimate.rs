@@ -50,7 +50,6 @@ impl Estimate {
             images: (processes.len() + IMAGES_SLACK).min(IMAGES_MAX),
         })
     }
-
 }
 
 /// What must stay free on the file system of the archive.

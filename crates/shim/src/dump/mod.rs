@@ -303,10 +303,12 @@ fn config(job: &Job) -> OperationConfig {
 }
 
 /// A private cgroup namespace is lost unless its cgroups are recorded (`soft`); without one, recording them costs 7 ms
-/// of freeze on version 1.
+/// of freeze on version 1. Other runtimes restore with `soft` and fail without the record.
 fn cgroup_mode(job: &Job, mode: Mode) -> stasis_oci_runtime::CgroupMode {
     match mode {
-        Mode::V1 if !job.has_cgroup_namespace() => stasis_oci_runtime::CgroupMode::Ignore,
+        Mode::V1 if !job.request.criu.record_cgroups && !job.has_cgroup_namespace() => {
+            stasis_oci_runtime::CgroupMode::Ignore
+        }
         _ => stasis_oci_runtime::CgroupMode::Soft,
     }
 }

@@ -37,10 +37,7 @@ async fn connected(stage: &mut Stage, more: &[(&str, &str)]) -> Result<(Pod, Con
 }
 
 fn setup() -> Setup {
-    Setup {
-        more: "[runtimes.runc]\ncheckpoint_pod_options = [\"tcp-established\"]\n".to_owned(),
-        ..Setup::default()
-    }
+    Setup { more: "[runtimes.runc]\ncheckpoint_pod_options = [\"tcp-established\"]\n".to_owned(), ..Setup::default() }
 }
 
 /// A checkpoint that runs beside the test.
@@ -104,7 +101,8 @@ async fn is_unharmed(stage: &Stage, pod: &Pod, container: &Container, archive: &
     let counts = counts(container);
     ensure!(counts.iter().zip(1..).all(|(count, expected)| *count == expected), "{counts:?}");
     let dir = archive.parent().context("no directory")?;
-    let left: Vec<_> = fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>()?;
+    let left: Vec<_> =
+        fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>()?;
     ensure!(left.is_empty(), "left: {left:?}");
     let pod_dir = stage.node.ground.state().join("pods").join(&pod.id);
     let markers = fs::read_dir(pod_dir.join("frozen")).map_or(0, Iterator::count);

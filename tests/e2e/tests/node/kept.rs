@@ -148,7 +148,10 @@ fn the_newest_checkpoints_are_kept_and_pinned_ones_stay() {
         assert_eq!(listed(stage)?.len(), 3);
         fs::remove_file(&archives[3])?;
         let list = listed(stage)?;
-        assert_eq!(list.iter().map(|row| row["path"].as_str().unwrap()).collect::<Vec<_>>(), [&archives[2], &archives[0]]);
+        assert_eq!(
+            list.iter().map(|row| row["path"].as_str().unwrap()).collect::<Vec<_>>(),
+            [&archives[2], &archives[0]]
+        );
         assert_eq!((&list[0]["pinned"], &list[1]["pinned"]), (&false.into(), &true.into()));
         stage.stasis(&["checkpoint", "prune", "--keep", "1", "--dry-run"])?;
         stage.stasis(&["checkpoint", "pin", &archives[0], "--unpin"])?;

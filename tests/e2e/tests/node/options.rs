@@ -119,12 +119,11 @@ fn a_compressed_archive_brings_shared_memory_and_volumes_along() {
         let archive = stage.archive("shm.tar.zst").display().to_string();
         let options = ["compression=zstd", "compression-level=3", "include-volumes=/data", "include-log=false"];
         let options = options.iter().flat_map(|option| ["--option", option]);
-        let arguments = ["checkpoint", "create", &container.id, &archive].into_iter().chain(options).collect::<Vec<_>>();
+        let arguments =
+            ["checkpoint", "create", &container.id, &archive].into_iter().chain(options).collect::<Vec<_>>();
         stage.stasis(&arguments)?;
         let inspection = stage.stasis(&["checkpoint", "inspect", &archive, "-o", "json"])?;
-        for (member, there) in
-            [("devshm-checkpoint.tar", true), ("volumes/data.tar", true), ("container.log", false)]
-        {
+        for (member, there) in [("devshm-checkpoint.tar", true), ("volumes/data.tar", true), ("container.log", false)] {
             ensure!(inspection.contains(&format!("{member:?}")) == there, "{member}: {inspection}");
         }
         stage.remove(&pod).await?;

@@ -22,13 +22,14 @@ fn containerd_restores_an_archive_of_ours() {
         counts_beyond(&container, 3).await?;
         stage.sh(&container, "echo kept > /kept; rm /etc/group").await?;
         let archive = stage.archive("ours.tar");
-        stage.node.cri.checkpoint(&container, &archive).await?;
+        let path = archive.display().to_string();
+        stage.stasis(&["checkpoint", "create", &container.id, &path, "--option", "record-cgroups"])?;
         stage.remove(&pod).await?;
 
         let pause = Image::read(&stage.places.images().join("pause.tar"))?;
         let setup = Setup { sandbox_image: registry.push(&pause, "pause", "latest")?, ..Setup::default() };
         let mut peer = Node::start(&places()?, ground("theirs"), Runtime::Containerd, &setup).await?;
-        let restored = restore(&mut peer, &archive.display().to_string()).await;
+        let restored = restore(&mut peer, &path).await;
         let left = peer.stop().await;
         restored?;
         left?;

@@ -46,7 +46,8 @@ async fn is_whole(container: &Container) -> Result<()> {
 fn a_hundred_processes() {
     check("hundred", Setup::default(), async |stage| {
         stage.import(&["busybox"])?;
-        let script = format!("i=0; while [ $i -lt 100 ]; do i=$((i + 1)); (while :; do sleep 1000; done) & done; {COUNT}");
+        let script =
+            format!("i=0; while [ $i -lt 100 ]; do i=$((i + 1)); (while :; do sleep 1000; done) & done; {COUNT}");
         let (pod, restored) = carried(stage, &shell("main", &script), &[]).await?;
         let processes = stage.sh(&restored, "ls -d /proc/[0-9]* | wc -l").await?;
         ensure!(processes.parse::<u32>()? > 200, "{processes} processes");
@@ -76,7 +77,8 @@ fn file_locks_and_deleted_open_files() {
             "flock /lock tail -f /dev/null & echo kept > /deleted; exec 3< /deleted; rm /deleted; sleep 0.5; {COUNT}"
         );
         let (pod, restored) = carried(stage, &shell("main", &script), &[]).await?;
-        let held = "flock -n /lock true && echo free || echo held; cat /proc/1/fd/3; ls /deleted 2>&1 | grep -c 'No such'";
+        let held =
+            "flock -n /lock true && echo free || echo held; cat /proc/1/fd/3; ls /deleted 2>&1 | grep -c 'No such'";
         assert_eq!(stage.sh(&restored, held).await?, "held\nkept\n1");
         stage.remove(&pod).await
     });
