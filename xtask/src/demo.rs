@@ -225,8 +225,7 @@ impl Demo<'_> {
         let request = CreateCheckpointRequest {
             container: container.id.clone(),
             path: archive.display().to_string(),
-            stop: false,
-            timeout_seconds: 0,
+            ..CreateCheckpointRequest::default()
         };
         let mut progress = self.node.cri.admin().create_checkpoint(request).await?.into_inner();
         while let Some(message) = progress.message().await? {

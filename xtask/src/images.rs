@@ -1,11 +1,13 @@
-//! The test images, each an OCI layout in a tar: `busybox`, `counter`, `redis`, `hog`, `pause`.
+//! The test images, each an OCI layout in a tar: `busybox`, `counter`, `redis`, `hog`, `pause`, and `python`, `nginx`, `node`
+//! with what Debian packages.
 //!
-//! They are made of what is at hand: the static busybox of the engines, Debian's redis-server, and the workloads in
+//! They are made of what is at hand: the static busybox of the engines, Debian's packages, and the workloads in
 //! `tests/workloads`. Knows nothing of runtimes and registries.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 
@@ -19,7 +21,10 @@ use crate::places::Places;
 use crate::process::{BUILD, SHORT, run};
 
 /// The images by name.
-pub(crate) const NAMES: [&str; 5] = ["busybox", "counter", "redis", "hog", "pause"];
+pub(crate) const NAMES: [&str; 8] = ["busybox", "counter", "redis", "hog", "pause", "python", "nginx", "node"];
+
+/// Of a package, what a running program does not look at.
+const UNUSED: [&str; 4] = ["usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian"];
 
 /// User and group of redis in its image; what Debian gives system users.
 const REDIS_UID: u64 = 999;
@@ -85,6 +90,21 @@ fn image(places: &Places, name: &str, draft: &Path) -> Result<Image> {
             add_redis(places, &mut tree, draft)?;
             json!({ "User": "redis", "WorkingDir": "/data", "Cmd": ["redis-server", "/etc/redis/redis.conf"] })
         }
+        "python" => {
+            add_packages(places, &mut tree, draft, &["python3-minimal"])?;
+            json!({ "Cmd": ["python3"] })
+        }
+        "nginx" => {
+            add_packages(places, &mut tree, draft, &["nginx-light"])?;
+            for directory in ["var/log/nginx", "var/lib/nginx"] {
+                tree.directory(directory, 0o755, 0);
+            }
+            json!({ "Cmd": ["nginx", "-g", "daemon off;"] })
+        }
+        "node" => {
+            add_packages(places, &mut tree, draft, &["nodejs"])?;
+            json!({ "Cmd": ["node"] })
+        }
         other => bail!("no image is called {other}"),
     };
     Image::new(vec![tree.layer()?], &with_environment(run), &BTreeMap::new())
@@ -144,6 +164,40 @@ fn add_redis(places: &Places, tree: &mut Tree, draft: &Path) -> Result<()> {
     }
     tree.directory("data", 0o755, REDIS_UID);
     tree.file("etc/redis/redis.conf", 0o644, REDIS_CONFIGURATION);
+    Ok(())
+}
+
+/// Debian's packages with all that they depend on, as they unpack; no script of theirs is run.
+fn add_packages(places: &Places, tree: &mut Tree, draft: &Path, packages: &[&str]) -> Result<()> {
+    let (archives, root) = (draft.join("archives"), draft.join("root"));
+    for dir in [&archives, &root] {
+        debian::remove_tree(dir)?;
+    }
+    Apt::open(&places.dev.join("apt"))?.download(&archives, packages, &[])?;
+    debian::unpack(&archives, &root)?;
+    add_directory(tree, &root, Path::new(""))
+}
+
+fn add_directory(tree: &mut Tree, root: &Path, below: &Path) -> Result<()> {
+    for entry in fs::read_dir(root.join(below))? {
+        let entry = entry?;
+        let path = below.join(entry.file_name());
+        let name = path.to_str().context("a name that is no UTF-8")?.to_owned();
+        let facts = entry.metadata()?;
+        let mode = facts.permissions().mode() & 0o7777;
+        if UNUSED.contains(&name.as_str()) {
+            continue;
+        }
+        if facts.is_symlink() {
+            let target = fs::read_link(entry.path())?;
+            tree.link(&name, target.to_str().context("a link that is no UTF-8")?);
+        } else if facts.is_dir() {
+            tree.directory(&name, mode, 0);
+            add_directory(tree, root, &path)?;
+        } else {
+            tree.file(&name, mode, read(&entry.path())?);
+        }
+    }
     Ok(())
 }
 

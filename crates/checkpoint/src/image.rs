@@ -84,30 +84,56 @@ pub struct ImageParts {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Makes an image of an archive. `base_config` is the JSON configuration of the image that the container ran from.
+/// The digests of an archive, found while it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Digests {
+    /// `sha256:…` of the file.
+    pub digest: String,
+    /// The same of the archive before its compression.
+    pub diff_id: String,
+}
+
+/// Makes an image of an archive. `base_config` is the JSON configuration of the image that the container ran from, and
+/// `base_digest` the digest of that image's manifest. What is in `known` is not found out again.
 ///
 /// # Errors
 /// If the archive is none, or the configuration is no JSON.
-pub fn image_from_archive(archive: &Path, base_config: Option<&[u8]>, facts: &EngineFacts) -> Result<ImageParts> {
+pub fn image_from_archive(
+    archive: &Path,
+    base_config: Option<&[u8]>,
+    base_digest: Option<&str>,
+    facts: &EngineFacts,
+    known: Option<Digests>,
+) -> Result<ImageParts> {
     let open = || File::open(archive).doing_to("open", archive);
     let config_dump = read_metadata(open()?)?.config;
     let inspection = inspect(open()?)?;
     let compression = Compression::of(&mut open()?)?;
-    let (layer_digest, layer_size) = digest(open()?).doing_to("read", archive)?;
-    let diff_id = match compression {
-        Compression::None => layer_digest.clone(),
-        _ => digest(Source::new(open()?)?).doing_to("decompress", archive)?.0,
+    let layer_size = open()?.metadata().doing_to("look at", archive)?.len();
+    let Digests { digest: layer_digest, diff_id } = match known {
+        Some(known) => known,
+        None => {
+            let layer = digest(open()?).doing_to("read", archive)?;
+            let diff_id = match compression {
+                Compression::None => layer.clone(),
+                _ => digest(Source::new(open()?)?).doing_to("decompress", archive)?,
+            };
+            Digests { digest: layer, diff_id }
+        }
     };
     let base = base_config.map(base_config_of).transpose()?.unwrap_or_default();
     let created = &config_dump.checkpointed_time;
     let config = json::pretty("image config", &config_json(&base, &diff_id, created))?;
     let mut annotations = annotations(&inspection, facts);
+    if let Some(base) = base_digest {
+        set(&mut annotations, &["org.criu.checkpoint.rootfsImageSha"], base);
+    }
     let id = &config_dump.rootfs_image_id;
     set(&mut annotations, &["org.criu.checkpoint.rootfsImageID"], id);
     set(&mut annotations, &["io.kubernetes.cri-o.annotations.checkpoint.rootfsImageID"], id);
     set(&mut annotations, &["io.podman.annotations.checkpoint.rootfsImageID"], id);
     Ok(ImageParts {
-        config_digest: format!("sha256:{}", Hex(&Sha256::digest(&config))),
+        config_digest: sha256_name(&Sha256::digest(&config)),
         config_json: config,
         layer: archive.to_owned(),
         layer_media_type: match compression {
@@ -205,22 +231,23 @@ fn architecture() -> &'static str {
     }
 }
 
-/// Digest and size of all that `stream` gives.
-fn digest(mut stream: impl Read) -> io::Result<(String, u64)> {
+/// Digest of all that `stream` gives.
+fn digest(mut stream: impl Read) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
-    let mut size = 0;
     loop {
         match stream.read(&mut buffer) {
-            Ok(0) => return Ok((format!("sha256:{}", Hex(&hash.finalize())), size)),
-            Ok(read) => {
-                hash.update(&buffer[..read]);
-                size += read as u64;
-            }
+            Ok(0) => return Ok(sha256_name(&hash.finalize())),
+            Ok(read) => hash.update(&buffer[..read]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
+}
+
+/// The name by which OCI knows a SHA-256 hash.
+pub(crate) fn sha256_name(hash: &[u8]) -> String {
+    format!("sha256:{}", Hex(hash))
 }
 
 struct Hex<'a>(&'a [u8]);

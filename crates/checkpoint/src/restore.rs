@@ -131,6 +131,14 @@ impl RestoreSource {
         open_in(&self.root()?, &Member::RootfsDiff)
     }
 
+    /// What was in the pod's `/dev/shm`: a tar, plain, gzip or zstd.
+    ///
+    /// # Errors
+    /// If it cannot be opened; that there is none is no error.
+    pub fn open_dev_shm(&self) -> Result<Option<File>> {
+        open_in(&self.root()?, &Member::DevShm)
+    }
+
     fn root(&self) -> Result<Root> {
         Root::open(&self.dir).doing_to("open", &self.dir)
     }

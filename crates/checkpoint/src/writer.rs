@@ -8,9 +8,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::direct::{ALIGNMENT, DirectWriter};
+use crate::direct::ALIGNMENT;
 use crate::error::{Doing, Error, Result};
 use crate::member::Member;
+use crate::output::{Form, Output, Written};
 use crate::tar;
 
 /// Random digits in a temporary name: two checkpoints to one path at a time do not meet.
@@ -25,7 +26,7 @@ const ALIGNED_FROM: u64 = 4 << 20;
 /// file `<name>.<random>.partial` in the same directory, which is removed when the writer is dropped.
 #[derive(Debug)]
 pub struct ArchiveWriter {
-    out: Option<DirectWriter>,
+    out: Option<Output>,
     path: PathBuf,
     partial: PathBuf,
     mtime: u64,
@@ -42,6 +43,14 @@ impl ArchiveWriter {
     /// # Errors
     /// If the directory is not there or the space is not free.
     pub fn create(path: &Path, expected: u64) -> Result<Self> {
+        Self::create_as(path, expected, Form::default())
+    }
+
+    /// As [`ArchiveWriter::create`], compressed or hashed on its way.
+    ///
+    /// # Errors
+    /// As [`ArchiveWriter::create`].
+    pub fn create_as(path: &Path, expected: u64, form: Form) -> Result<Self> {
         let partial = partial_name(path)?;
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial);
         let file = file.doing_to("create", &partial)?;
@@ -56,7 +65,7 @@ impl ArchiveWriter {
             padding: 0,
             has_image_dir: false,
         };
-        writer.out = Some(DirectWriter::new(file, expected).doing_to("reserve space for", path)?);
+        writer.out = Some(Output::new(file, expected, form).doing_to("reserve space for", path)?);
         Ok(writer)
     }
 
@@ -99,21 +108,20 @@ impl ArchiveWriter {
         }
     }
 
-    /// Ends the archive, makes it durable and gives it its name; what had that name before is replaced. Returns its size.
+    /// Ends the archive, makes it durable and gives it its name; what had that name before is replaced.
     ///
     /// # Errors
     /// If the last member is not complete, or anything could not be written: then there is no archive.
-    pub fn finish(mut self) -> Result<u64> {
+    pub fn finish(mut self) -> Result<Written> {
         self.end_member()?;
         let mut out = self.out.take().ok_or_else(|| Error::refused("the writer failed before"))?;
         out.write_all(&[0; 2 * tar::BLOCK]).doing_to("write", &self.partial)?;
-        let size = out.position();
-        out.finish().doing_to("write", &self.partial)?;
+        let written = out.finish().doing_to("write", &self.partial)?;
         fs::rename(&self.partial, &self.path).doing_to("rename the archive to", &self.path)?;
         // The name is the archive's from here on; dropping finds no partial file.
         let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         stasis_sys::file::sync_dir(dir).doing_to("make durable", dir)?;
-        Ok(size)
+        Ok(written)
     }
 
     fn header(&mut self, member: &Member, size: u64) -> Result<()> {
@@ -135,7 +143,8 @@ impl ArchiveWriter {
     /// What has to be before a header so that the content behind it is aligned.
     fn filler(&mut self) -> Result<Vec<u8>> {
         let mtime = self.mtime;
-        let behind = self.out()?.position() as usize % ALIGNMENT + tar::BLOCK;
+        let Some(position) = self.out()?.position() else { return Ok(Vec::new()) };
+        let behind = position as usize % ALIGNMENT + tar::BLOCK;
         match behind.next_multiple_of(ALIGNMENT) - behind {
             0 => Ok(Vec::new()),
             // One block is too short for a filler.
@@ -152,7 +161,7 @@ impl ArchiveWriter {
         self.out()?.write_all(&[0; tar::BLOCK][..padding]).doing_to("write", &self.partial.clone())
     }
 
-    fn out(&mut self) -> Result<&mut DirectWriter> {
+    fn out(&mut self) -> Result<&mut Output> {
         self.out.as_mut().ok_or_else(|| Error::refused("the writer failed before"))
     }
 }

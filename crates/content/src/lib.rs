@@ -51,6 +51,22 @@ impl Content {
         Writer::create(self.ingest.join(stasis_sys::file::random_id()), self.blobs.clone())
     }
 
+    /// A path on the store's file system where a blob may be written by somebody else, for [`Content::place`]. What is there
+    /// when the store is opened is removed.
+    pub fn unfinished_path(&self) -> PathBuf {
+        self.ingest.join(stasis_sys::file::random_id())
+    }
+
+    /// Makes the durable file at a path of [`Content::unfinished_path`] the blob `digest`. It is not read: whoever wrote it
+    /// has hashed it.
+    pub fn place(&self, path: &Path, digest: &Digest) -> Result<()> {
+        if path.parent() != Some(&self.ingest) {
+            return Err(Error::io("taking over", path)(io::ErrorKind::InvalidInput.into()));
+        }
+        fs::rename(path, self.path(digest)).map_err(Error::io("naming the blob", path))?;
+        stasis_sys::file::sync_dir(&self.blobs).map_err(Error::io("flushing", &self.blobs))
+    }
+
     /// Takes over the file `path` as a blob without copying it, if it is on the same file system, else by a copy. From
     /// then on nobody may change the file; its owner may remove its own name for it. `expected` is compared as in
     /// [`Writer::commit`].

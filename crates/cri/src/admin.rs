@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use stasis_checkpoint::EngineFacts;
 use stasis_cri_api::stasis::admin_server::Admin;
 use stasis_cri_api::stasis::*;
-use stasis_image::{Auth, Image, NewLayer};
-use stasis_pod::CheckpointOptions;
+use stasis_image::{Auth, Image};
+use stasis_pod::{CheckpointOptions, CheckpointReport, ImageTarget, Keep, Progress, Retention};
 use tonic::codegen::BoxStream;
 use tonic::{Request, Status, async_trait};
 
@@ -94,27 +93,80 @@ impl Admin for AdminCalls {
         &self,
         request: Request<CreateCheckpointRequest>,
     ) -> Answer<Self::CreateCheckpointStream> {
-        let CreateCheckpointRequest { container, path, stop, timeout_seconds } = request.into_inner();
-        required(&container, "container")?;
-        let location = absolute(&path, "path")?.to_owned();
-        let timeout = (timeout_seconds > 0).then(|| Duration::from_secs(timeout_seconds.into()));
-        let pods = self.0.pods.clone();
-        progress::stream("CreateCheckpoint", container.clone(), |reports| async move {
-            reports.send("", "preparing", false, || checkpoint_progress("preparing"));
-            let options = CheckpointOptions { container_id: container, location, timeout, stop };
-            let report = pods.checkpoint_container(options).await.map_err(from_pod)?;
-            Ok(CheckpointProgress {
-                bytes_done: report.size_bytes,
-                bytes_total: report.size_bytes,
-                done: Some(CheckpointResult {
-                    path: report.path.display().to_string(),
-                    size_bytes: report.size_bytes,
-                    frozen_us: micros(report.frozen),
-                    total_us: micros(report.total),
-                }),
-                ..checkpoint_progress("done")
-            })
+        let request = request.into_inner();
+        required(&request.container, "container")?;
+        let location = match (request.path.as_str(), request.image.as_str()) {
+            ("", "") => return Err(Status::invalid_argument("neither path nor image is set: say where it is to go")),
+            ("", _) => PathBuf::new(),
+            (path, "") => absolute(path, "path")?.to_owned(),
+            _ => return Err(Status::invalid_argument("path and image are both set: a checkpoint goes to one of them")),
+        };
+        if request.push && request.image.is_empty() {
+            return Err(Status::invalid_argument("push is set, and image is not: only images are pushed"));
+        }
+        let parts = Arc::clone(&self.0);
+        progress::stream("CreateCheckpoint", request.container.clone(), |reports| async move {
+            parts.create_checkpoint(request, location, reports).await
         })
+    }
+
+    async fn preflight_checkpoint(
+        &self,
+        request: Request<PreflightCheckpointRequest>,
+    ) -> Answer<PreflightCheckpointResponse> {
+        let PreflightCheckpointRequest { container, options, directory } = request.into_inner();
+        call::read("PreflightCheckpoint", &container, async {
+            required(&container, "container")?;
+            let directory = (!directory.is_empty()).then(|| absolute(&directory, "directory")).transpose()?;
+            let options = options.into_iter().collect();
+            let found = self.0.pods.preflight_checkpoint(&container, &options, directory).await.map_err(from_pod)?;
+            let json = serde_json::to_string(&found).map_err(|error| Status::internal(error.to_string()))?;
+            Ok(PreflightCheckpointResponse { json })
+        })
+        .await
+    }
+
+    async fn list_checkpoints(&self, _: Request<ListCheckpointsRequest>) -> Answer<ListCheckpointsResponse> {
+        call::read("ListCheckpoints", "", async {
+            let entries = self.0.pods.checkpoints().await.map_err(from_pod)?;
+            Ok(ListCheckpointsResponse { checkpoints: entries.into_iter().map(entry).collect() })
+        })
+        .await
+    }
+
+    async fn remove_checkpoints(
+        &self,
+        request: Request<RemoveCheckpointsRequest>,
+    ) -> Answer<RemoveCheckpointsResponse> {
+        let names = request.into_inner().names;
+        call::change("RemoveCheckpoints", &names.join(" "), async {
+            let removed = self.0.pods.remove_checkpoints(&names).await.map_err(from_pod)?;
+            Ok(RemoveCheckpointsResponse { removed: removed.into_iter().map(entry).collect() })
+        })
+        .await
+    }
+
+    async fn prune_checkpoints(&self, request: Request<PruneCheckpointsRequest>) -> Answer<RemoveCheckpointsResponse> {
+        let PruneCheckpointsRequest { keep, max_age_seconds, dry_run } = request.into_inner();
+        let retention = (keep > 0 || max_age_seconds > 0).then(|| Retention {
+            container: Keep { count: keep.into(), bytes: 0 },
+            max_age: Duration::from_secs(max_age_seconds),
+            ..Retention::default()
+        });
+        call::change("PruneCheckpoints", "", async {
+            let removed = self.0.pods.prune_checkpoints(retention.as_ref(), dry_run).await.map_err(from_pod)?;
+            Ok(RemoveCheckpointsResponse { removed: removed.into_iter().map(entry).collect() })
+        })
+        .await
+    }
+
+    async fn pin_checkpoint(&self, request: Request<PinCheckpointRequest>) -> Answer<PinCheckpointResponse> {
+        let PinCheckpointRequest { name, unpin } = request.into_inner();
+        call::change("PinCheckpoint", &name, async {
+            let pinned = self.0.pods.pin_checkpoint(&name, !unpin).await.map_err(from_pod)?;
+            Ok(PinCheckpointResponse { checkpoint: Some(entry(pinned)) })
+        })
+        .await
     }
 
     type CheckpointToImageStream = BoxStream<ImageProgress>;
@@ -122,12 +174,13 @@ impl Admin for AdminCalls {
         &self,
         request: Request<CheckpointToImageRequest>,
     ) -> Answer<Self::CheckpointToImageStream> {
-        let CheckpointToImageRequest { path, reference } = request.into_inner();
+        let CheckpointToImageRequest { path, reference, self_contained } = request.into_inner();
         required(&reference, "reference")?;
         let archive = absolute(&path, "path")?.to_owned();
-        let parts = Arc::clone(&self.0);
+        let pods = self.0.pods.clone();
         progress::stream("CheckpointToImage", path, |reports| async move {
-            let image = parts.image_of_checkpoint(archive, &reference, image_reports(reports)).await?;
+            let target = ImageTarget { reference, self_contained };
+            let image = pods.image_of_archive(&archive, &target, image_reports(reports)).await.map_err(from_pod)?;
             Ok(done(result_of(&image)))
         })
     }
@@ -145,6 +198,94 @@ impl Admin for AdminCalls {
             Ok(InspectCheckpointResponse { json })
         })
         .await
+    }
+}
+
+impl Parts {
+    /// Checkpoints a container to `location`, or to an image, which is then pushed if that is asked for.
+    async fn create_checkpoint(
+        &self,
+        request: CreateCheckpointRequest,
+        location: PathBuf,
+        reports: Reports<CheckpointProgress>,
+    ) -> Result<CheckpointProgress, Status> {
+        let CreateCheckpointRequest { container, timeout_seconds, options, image: reference, push, .. } = request;
+        let options = CheckpointOptions {
+            container_id: container,
+            location,
+            timeout: (timeout_seconds > 0).then(|| Duration::from_secs(timeout_seconds.into())),
+            options: options.into_iter().collect(),
+            progress: Some(checkpoint_reports(reports.clone())),
+        };
+        if reference.is_empty() {
+            let report = self.pods.checkpoint_container(options).await.map_err(from_pod)?;
+            return Ok(checkpoint_done(report, None));
+        }
+        let target = ImageTarget { reference: reference.clone(), self_contained: request.self_contained };
+        let stored = self.pods.checkpoint_to_image(options, &target, blob_reports(reports.clone()));
+        let (report, image) = stored.await.map_err(from_pod)?;
+        let mut result = result_of(&image);
+        if push {
+            let credentials = request.credentials.map(auth);
+            let pushed = self.images.push(&reference, None, credentials, blob_reports(reports)).await;
+            result.digest = pushed.map_err(from_image)?.to_string();
+        }
+        Ok(checkpoint_done(report, Some(result)))
+    }
+}
+
+/// The last message of a checkpoint.
+fn checkpoint_done(report: CheckpointReport, image: Option<ImageResult>) -> CheckpointProgress {
+    let path = if image.is_some() { String::new() } else { report.path.display().to_string() };
+    CheckpointProgress {
+        bytes_done: report.size_bytes,
+        bytes_total: report.size_bytes,
+        done: Some(CheckpointResult {
+            path,
+            size_bytes: report.size_bytes,
+            frozen_us: micros(report.frozen),
+            total_us: micros(report.total),
+            left_running: report.left_running,
+            image,
+        }),
+        ..checkpoint_progress("done")
+    }
+}
+
+fn entry(of: stasis_pod::CheckpointEntry) -> CheckpointEntry {
+    CheckpointEntry {
+        id: of.id,
+        container_id: of.container_id,
+        container: of.container,
+        pod: of.pod,
+        namespace: of.namespace,
+        path: of.path,
+        image: of.image,
+        size_bytes: of.size_bytes,
+        created_at: of.created_at,
+        pinned: of.pinned,
+    }
+}
+
+/// The receiver of the progress of a checkpoint.
+fn checkpoint_reports(reports: Reports<CheckpointProgress>) -> Progress {
+    Progress(Arc::new(move |phase, bytes_done, bytes_total| {
+        let phase = phase.to_owned();
+        reports.send("", &phase.clone(), false, || CheckpointProgress { phase, bytes_done, bytes_total, done: None });
+    }))
+}
+
+/// The receiver of the progress of a checkpoint's image.
+fn blob_reports(reports: Reports<CheckpointProgress>) -> impl Fn(stasis_image::Progress) + Send + Sync + 'static {
+    move |progress| {
+        let complete = progress.total > 0 && progress.done >= progress.total;
+        let subject = progress.digest.unwrap_or_default();
+        reports.send(&subject, progress.phase, complete, || CheckpointProgress {
+            phase: progress.phase.into(),
+            bytes_done: progress.done,
+            bytes_total: progress.total,
+            done: None,
+        });
     }
 }
 
@@ -176,50 +317,6 @@ impl Parts {
             Status::failed_precondition(format!("image {source} is not marked as a checkpoint by any annotation"))
         })?;
         Ok(Place::Unpacked(dir))
-    }
-}
-
-impl Parts {
-    /// Makes an image of an archive: its bytes become the one layer, the base image's configuration is carried over.
-    async fn image_of_checkpoint(
-        &self,
-        archive: PathBuf,
-        reference: &str,
-        report: impl Fn(stasis_image::Progress) + Send + Sync + 'static,
-    ) -> Result<Arc<Image>, Status> {
-        let size = std::fs::metadata(&archive).map(|file| file.len()).unwrap_or_default();
-        report(stasis_image::Progress { digest: None, phase: "reading", done: 0, total: size });
-        let base = match self.base_of(archive.clone()).await? {
-            Some(base) => Some(self.images.config_json(&base).await.map_err(from_image)?),
-            None => None,
-        };
-        let made = tokio::task::spawn_blocking(move || {
-            stasis_checkpoint::image_from_archive(&archive, base.as_deref(), &EngineFacts::default())
-        });
-        let parts = made.await.map_err(interrupted)?.map_err(from_checkpoint)?;
-        let layer = NewLayer { file: parts.layer, media_type: parts.layer_media_type.to_owned() };
-        let added = self.images.add(reference, parts.config_json, vec![layer], parts.annotations, report);
-        added.await.map_err(from_image)
-    }
-
-    /// The image that a checkpointed container ran from, if this node has it.
-    async fn base_of(&self, archive: PathBuf) -> Result<Option<Arc<Image>>, Status> {
-        let metadata = tokio::task::spawn_blocking({
-            let archive = archive.clone();
-            move || stasis_checkpoint::read_metadata(open(&archive)?).map_err(from_checkpoint)
-        });
-        let config = metadata.await.map_err(interrupted)??.config;
-        // Surest first: by digest or ID, then by name.
-        let names = [config.rootfs_image_ref, config.rootfs_image_id, config.rootfs_image_name, config.rootfs_image];
-        let base = names.iter().filter(|name| !name.is_empty()).find_map(|name| self.images.resolve(name));
-        if base.is_none() {
-            tracing::warn!(
-                archive = %archive.display(),
-                images = ?names,
-                "the image of the checkpointed container is not on this node: the new image says nothing of its user",
-            );
-        }
-        Ok(base)
     }
 }
 

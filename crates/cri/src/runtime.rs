@@ -1,11 +1,12 @@
 //! CRI RuntimeService over the pod engine.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use stasis_cri_api::runtime::runtime_service_server::RuntimeService;
 use stasis_cri_api::runtime::*;
-use stasis_pod::CheckpointOptions;
+use stasis_pod::{CheckpointOptions, ImageTarget};
 use tonic::codegen::BoxStream;
 use tonic::{Request, async_trait};
 
@@ -19,6 +20,9 @@ const RUNTIME_NAME: &str = "stasis";
 const RUNTIME_API_VERSION: &str = "v1";
 /// The version of Version's own fields: the kubelet sends and expects 0.1.0.
 const KUBELET_API_VERSION: &str = "0.1.0";
+
+/// A location of CheckpointContainer that begins so is the reference of an image to make instead of an archive.
+const IMAGE_LOCATION: &str = "image:";
 
 /// The service.
 #[derive(Debug)]
@@ -185,14 +189,25 @@ impl RuntimeService for Runtime {
         let CheckpointContainerRequest { container_id: id, location, timeout } = request.into_inner();
         call::change("CheckpointContainer", &id, async {
             required(&id, "container_id")?;
+            let image = location.strip_prefix(IMAGE_LOCATION);
             let options = CheckpointOptions {
                 container_id: id.clone(),
-                location: absolute(&location, "location")?.to_owned(),
+                location: match image {
+                    Some(_) => PathBuf::new(),
+                    None => absolute(&location, "location")?.to_owned(),
+                },
                 timeout: seconds(timeout, "timeout")?,
-                stop: false,
+                options: BTreeMap::new(),
+                progress: None,
             };
             status::refuse_checkpoint(&self.0.checkpoints, &id)?;
-            self.0.pods.checkpoint_container(options).await.map_err(from_pod)?;
+            match image {
+                Some(reference) => {
+                    let target = ImageTarget { reference: reference.to_owned(), self_contained: false };
+                    self.0.pods.checkpoint_to_image(options, &target, |_| {}).await.map(drop).map_err(from_pod)?;
+                }
+                None => self.0.pods.checkpoint_container(options).await.map(drop).map_err(from_pod)?,
+            }
             Ok(CheckpointContainerResponse {})
         })
         .await

@@ -2,8 +2,8 @@
 //!
 //! An OCI runtime hands CRIU the file named by the annotation `org.criu.config`; its settings win over what the runtime
 //! asks by RPC, and naming one shuts out the host's own (`/etc/criu/runc.conf`). The file is parsed as root and can
-//! name programs to run, so nothing in it is copied from a pod, an image or an archive: a pod may ask for the few
-//! options of [`OperationConfig::set_for_pod`], by name.
+//! name programs to run, so nothing in it is copied from a pod, an image or an archive: callers set the fields of
+//! [`OperationConfig`], and values that would mean something else in the file are refused.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -38,6 +38,12 @@ pub struct OperationConfig {
     pub skip_in_flight: bool,
     /// Link deleted but open files back into the file system.
     pub link_remap: bool,
+    /// Allow a session, or a terminal, whose other end is outside.
+    pub shell_job: bool,
+    /// Allow connections to unix sockets outside.
+    pub external_unix_sockets: bool,
+    /// Mounts that are left out of a dump, by their place in the container.
+    pub skip_mounts: Vec<String>,
     /// Largest deleted but open file whose content is kept, in bytes; CRIU's default is 1 MiB.
     pub ghost_limit: Option<u64>,
     /// Longest time that CRIU may take to stop all processes, in seconds; its default is 10.
@@ -51,41 +57,7 @@ pub struct OperationConfig {
     pub action_script: Option<PathBuf>,
 }
 
-/// Which options a pod may ask for; from the runtime handler's configuration.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PodPolicy {
-    /// `tcp-established`, `tcp-close` and `skip-in-flight`.
-    pub tcp: bool,
-    /// Largest `ghost-limit` in bytes; none: not settable.
-    pub ghost_limit_max: Option<u64>,
-}
-
 impl OperationConfig {
-    /// Sets one option by CRIU's name, as a pod's annotation asked.
-    ///
-    /// # Errors
-    /// [`Error::Option`] for a name that pods may not set, or that `policy` withholds; never ignored.
-    pub fn set_for_pod(&mut self, name: &str, value: &str, policy: &PodPolicy) -> Result<()> {
-        let refuse = |why: &str| Err(Error::Option { name: name.to_owned(), why: why.to_owned() });
-        let allowed = policy.tcp;
-        match name {
-            "file-locks" => self.file_locks = switch(name, value)?,
-            "tcp-established" | "tcp-close" | "skip-in-flight" if !allowed => {
-                return refuse("the runtime handler does not allow TCP options");
-            }
-            "tcp-established" => self.tcp_established = switch(name, value)?,
-            "tcp-close" => self.tcp_close = switch(name, value)?,
-            "skip-in-flight" => self.skip_in_flight = switch(name, value)?,
-            "ghost-limit" => match (policy.ghost_limit_max, value.parse::<u64>()) {
-                (Some(max), Ok(bytes)) if bytes <= max => self.ghost_limit = Some(bytes),
-                (Some(max), _) => return refuse(&format!("{value:?} is not a number of bytes up to {max}")),
-                (None, _) => return refuse("the runtime handler does not allow it"),
-            },
-            _ => return refuse("pods may set file-locks, tcp-established, tcp-close, skip-in-flight and ghost-limit"),
-        }
-        Ok(())
-    }
-
     /// The content of the configuration file.
     ///
     /// # Errors
@@ -102,6 +74,8 @@ impl OperationConfig {
             ("tcp-close", self.tcp_close),
             ("skip-in-flight", self.skip_in_flight),
             ("link-remap", self.link_remap),
+            ("shell-job", self.shell_job),
+            ("ext-unix-sk", self.external_unix_sockets),
         ];
         for (name, _) in switches.iter().filter(|(_, on)| *on) {
             text.push_str(name);
@@ -112,6 +86,9 @@ impl OperationConfig {
         }
         if let Some(seconds) = self.stop_seconds {
             writeln!(text, "timeout {seconds}").expect("a string takes everything");
+        }
+        for mount in &self.skip_mounts {
+            writeln!(text, "skip-mnt {}", plain("skip-mnt", mount)?).expect("a string takes everything");
         }
         let script = self.action_script.as_ref().map(|path| path.to_string_lossy().into_owned());
         let values = [
@@ -125,14 +102,6 @@ impl OperationConfig {
             }
         }
         Ok(text)
-    }
-}
-
-fn switch(name: &str, value: &str) -> Result<bool> {
-    match value {
-        "true" => Ok(true),
-        "false" => Ok(false),
-        _ => Err(Error::Option { name: name.to_owned(), why: format!("{value:?} is neither true nor false") }),
     }
 }
 
@@ -159,6 +128,8 @@ mod tests {
             file_locks: true,
             tcp_established: true,
             ghost_limit: Some(4096),
+            external_unix_sockets: true,
+            skip_mounts: vec!["/data".to_owned()],
             lsm_profile: Some("apparmor:stasis-default".to_owned()),
             action_script: Some("/usr/libexec/hold".into()),
             ..OperationConfig::default()
@@ -170,7 +141,9 @@ mod tests {
                 "network-lock nftables",
                 "file-locks",
                 "tcp-established",
+                "ext-unix-sk",
                 "ghost-limit 4096",
+                "skip-mnt /data",
                 "lsm-profile apparmor:stasis-default",
                 "action-script /usr/libexec/hold",
             ]
@@ -179,33 +152,11 @@ mod tests {
 
     #[test]
     fn a_value_cannot_bring_a_second_option() {
+        let mount = OperationConfig { skip_mounts: vec!["/a /b".to_owned()], ..OperationConfig::default() };
+        assert!(matches!(mount.text(), Err(Error::Value { name: "skip-mnt", .. })));
         for value in ["apparmor:x\naction-script /bin/sh", "a b", "a#b", "\"x", ""] {
             let config = OperationConfig { lsm_profile: Some(value.to_owned()), ..OperationConfig::default() };
             assert!(matches!(config.text(), Err(Error::Value { name: "lsm-profile", .. })), "{value:?}");
-        }
-    }
-
-    #[test]
-    fn a_pod_sets_only_what_it_may() {
-        let open = PodPolicy { tcp: true, ghost_limit_max: Some(1 << 20) };
-        let mut config = OperationConfig { file_locks: true, ..OperationConfig::default() };
-        config.set_for_pod("file-locks", "false", &PodPolicy::default()).unwrap();
-        config.set_for_pod("tcp-established", "true", &open).unwrap();
-        config.set_for_pod("ghost-limit", "1048576", &open).unwrap();
-        assert!(!config.file_locks && config.tcp_established && config.ghost_limit == Some(1 << 20));
-        let refused = [
-            ("tcp-established", "true", PodPolicy::default()),
-            ("ghost-limit", "1", PodPolicy::default()),
-            ("ghost-limit", "1048577", open),
-            ("ghost-limit", "1M", open),
-            ("file-locks", "yes", open),
-            ("action-script", "/bin/sh", open),
-            ("link-remap", "true", open),
-            ("no-such-option", "1", open),
-        ];
-        for (name, value, policy) in refused {
-            let error = config.set_for_pod(name, value, &policy).unwrap_err().to_string();
-            assert!(error.contains(name), "{error}");
         }
     }
 }

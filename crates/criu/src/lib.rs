@@ -9,6 +9,7 @@ pub mod config;
 mod diagnosis;
 pub mod image;
 pub mod kdat;
+pub mod preflight;
 mod probe;
 mod stats;
 mod wire;
@@ -16,7 +17,7 @@ mod wire;
 use std::io;
 use std::path::PathBuf;
 
-pub use config::{NetworkLock, OperationConfig, PodPolicy};
+pub use config::{NetworkLock, OperationConfig};
 pub use diagnosis::{Diagnosis, Known, diagnose, known_failures};
 pub use probe::{MIN_VERSION, Probe, Version, probe};
 pub use stats::{DumpStats, RestoreStats, Stats};
@@ -49,14 +50,6 @@ pub enum Error {
         binary: PathBuf,
         /// What it said instead, shortened.
         answer: String,
-    },
-    /// An option of CRIU has no place in a configuration file that Stasis writes.
-    #[error("CRIU option {name:?} is refused: {why}")]
-    Option {
-        /// Name of the option.
-        name: String,
-        /// Why, and what would be accepted.
-        why: String,
     },
     /// A value cannot be written into CRIU's configuration file.
     #[error("the value of CRIU option {name} holds a blank, quote, '#' or control character: {value:?}")]

@@ -12,7 +12,7 @@ use stasis_snapshot::decompress;
 
 use crate::assemble::{Names, Parts, Source};
 use crate::error::{Error, Result, content_error, io_error};
-use crate::image::{Blob, Image, digest};
+use crate::image::{BASE_LAYERS, Blob, Image, digest};
 use crate::lease::Lease;
 use crate::progress::{Progress, Report};
 use crate::unpack::{Compression, compression_of, hex};
@@ -29,28 +29,64 @@ pub struct NewLayer {
     pub file: PathBuf,
     /// Its media type.
     pub media_type: String,
+    /// What is known of a durable file at [`Images::new_layer_path`]: it is moved, and not read again.
+    pub known: Option<KnownLayer>,
+}
+
+/// What whoever wrote a layer found out on the way.
+#[derive(Debug, Clone)]
+pub struct KnownLayer {
+    /// `sha256:…` of the file.
+    pub digest: String,
+    /// The same of its content uncompressed.
+    pub diff_id: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// Refuses a reference that a new image cannot have.
+pub fn check_new_reference(reference: &str) -> Result<()> {
+    parse_new(reference).map(drop)
+}
+
+fn parse_new(reference: &str) -> Result<Reference> {
+    let reference: Reference = reference.parse()?;
+    if reference.tag().is_none() {
+        return Err(Error::Invalid {
+            reason: format!("{reference}: a new image needs a tag, its digest comes by itself"),
+        });
+    }
+    Ok(reference)
 }
 
 impl Images {
-    /// Makes an image of layer files, lowest first, and names it. The layers' diff IDs are put into `config_json`; everything
-    /// else of it is kept. `annotations` are those of the manifest.
+    /// Where a layer may be written that is then given to [`Images::add`] with its digests.
+    pub fn new_layer_path(&self) -> PathBuf {
+        self.inner.content.unfinished_path()
+    }
+
+    /// Makes an image of layer files, lowest first, and names it. With `base`, they stand on the layers of that image, and the
+    /// manifest's annotation says on how many. The layers' diff IDs are put into `config_json`; everything else of it is kept.
+    /// `annotations` are those of the manifest.
     pub async fn add(
         &self,
         reference: &str,
         config_json: Vec<u8>,
+        base: Option<Arc<Image>>,
         layers: Vec<NewLayer>,
-        annotations: BTreeMap<String, String>,
+        mut annotations: BTreeMap<String, String>,
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Arc<Image>> {
-        let reference: Reference = reference.parse()?;
-        if reference.tag().is_none() {
-            return Err(Error::Invalid {
-                reason: format!("{reference}: a new image needs a tag, its digest comes by itself"),
-            });
-        }
+        let reference = parse_new(reference)?;
         let report = Report::new(progress);
         let lease = Lease::new(&self.inner, true).await;
-        let added = self.inner.add(&reference, config_json, layers, annotations, &lease, &report).await;
+        if let Some(base) = &base {
+            annotations.insert(BASE_LAYERS.to_owned(), base.chain_ids.len().to_string());
+            let layers = base.record.layers.iter();
+            lease.protect(layers.flat_map(|layer| [layer.blob.digest.clone(), layer.chain_id.clone()])).await;
+        }
+        let document = NewDocument { config_json, annotations };
+        let added = self.inner.add(&reference, document, base.as_deref(), layers, &lease, &report).await;
         self.inner.finish(lease, added).await
     }
 }
@@ -59,14 +95,20 @@ impl Inner {
     async fn add(
         self: &Arc<Self>,
         reference: &Reference,
-        config_json: Vec<u8>,
+        document: NewDocument,
+        base: Option<&Image>,
         layers: Vec<NewLayer>,
-        annotations: BTreeMap<String, String>,
         lease: &Lease,
         report: &Report,
     ) -> Result<Arc<Image>> {
         let mut blobs = Vec::new();
-        let mut diff_ids = Vec::new();
+        let mut diff_ids: Vec<String> = Vec::new();
+        if let Some(base) = base {
+            // A self-contained checkpoint image may itself be the base: what counts are the layers below the checkpoint.
+            let count = base.chain_ids.len();
+            blobs.extend(base.record.layers.iter().take(count).map(|layer| layer.blob.clone()));
+            diff_ids.extend(base.config.rootfs().diff_ids().iter().take(count).cloned());
+        }
         for layer in layers {
             let (inner, report, lease) = (self.clone(), report.clone(), lease.clone());
             let (blob, diff_id) = blocking(move || {
@@ -77,8 +119,8 @@ impl Inner {
             blobs.push(blob);
             diff_ids.push(diff_id);
         }
-        let config_json = with_diff_ids(&config_json, &diff_ids)?;
-        let target = make_manifest(&config_json, &blobs, annotations)?;
+        let config_json = with_diff_ids(&document.config_json, &diff_ids)?;
+        let target = make_manifest(&config_json, &blobs, document.annotations)?;
         let names = Names { references: vec![reference.to_string()], ..Names::default() };
         let parts = Parts { target, manifest: None, config_json };
         self.assemble(parts, names, lease, report, &Source::Store).await
@@ -87,6 +129,12 @@ impl Inner {
     /// Takes a layer file into the store, without a copy if it is on the same file system, and finds its diff ID. Blocks.
     fn ingest_layer(&self, layer: &NewLayer, report: &Report) -> Result<(Blob, String)> {
         let path = layer.file.display();
+        if let Some(known) = &layer.known {
+            let placed = self.content.place(&layer.file, &digest(&known.digest)?);
+            placed.map_err(content_error(format!("store layer {path}")))?;
+            let media_type = layer.media_type.clone();
+            return Ok((Blob { digest: known.digest.clone(), size: known.size, media_type }, known.diff_id.clone()));
+        }
         let look = || File::open(&layer.file).and_then(|file| compression_of(&file));
         let compression = look().map_err(io_error(format!("read layer {path}")))?;
         report.whole("reading");
@@ -138,6 +186,12 @@ impl Inner {
             }
         }
     }
+}
+
+/// What an image says of itself, before its layers are known.
+struct NewDocument {
+    config_json: Vec<u8>,
+    annotations: BTreeMap<String, String>,
 }
 
 /// A configuration with these diff IDs.

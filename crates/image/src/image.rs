@@ -22,6 +22,9 @@ pub const CHECKPOINT_ANNOTATIONS: [&str; 3] = [
     "io.podman.annotations.checkpoint.runtime.name",
 ];
 
+/// Annotation of a checkpoint image that stands on its base image's layers: how many these are.
+pub(crate) const BASE_LAYERS: &str = "stasis.checkpoint.base-layers";
+
 /// An image on this node, whole: all blobs are there and all layers are unpacked.
 #[derive(Debug, Clone)]
 pub struct Image {
@@ -52,6 +55,13 @@ impl Image {
     /// Whether the image's manifest says that it is a checkpoint.
     pub fn is_checkpoint(&self) -> bool {
         CHECKPOINT_ANNOTATIONS.iter().any(|key| self.annotations.contains_key(*key))
+    }
+
+    /// The layer of a checkpoint, by its place: the only one, or the one on the base image's layers.
+    pub(crate) fn checkpoint_layer(&self) -> Option<usize> {
+        let last = self.chain_ids.len().checked_sub(1)?;
+        let below = self.annotations.get(BASE_LAYERS).map_or(Some(0), |count| count.parse().ok());
+        (self.is_checkpoint() && below == Some(last)).then_some(last)
     }
 }
 

@@ -35,7 +35,7 @@ use stasis_content::Content;
 use stasis_registry::Registry;
 use stasis_snapshot::Snapshots;
 
-pub use add::NewLayer;
+pub use add::{KnownLayer, NewLayer, check_new_reference};
 pub use error::{Error, Kind, Result};
 pub use image::{CHECKPOINT_ANNOTATIONS, Image};
 pub use progress::Progress;

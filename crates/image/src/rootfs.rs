@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use stasis_snapshot::Usage;
 use stasis_sys::mount::Mount;
@@ -96,11 +97,16 @@ impl Images {
         }
     }
 
-    /// The directory with the members of a checkpoint, if the image is one: its manifest says so and it has one layer.
+    /// The directory with the members of a checkpoint, if the image is one: its manifest says so, and it has one layer, or that
+    /// on the layers of its base image.
     pub fn checkpoint_dir(&self, image: &Image) -> Option<PathBuf> {
-        match &image.chain_ids[..] {
-            [only] if image.is_checkpoint() => Some(self.inner.snapshots.layer_dir(only)),
-            _ => None,
-        }
+        let layer = image.checkpoint_layer()?;
+        Some(self.inner.snapshots.layer_dir(&image.chain_ids[layer]))
+    }
+
+    /// The image below the checkpoint in a self-contained checkpoint image: the same configuration on the layers below.
+    pub fn base_of(&self, image: &Image) -> Option<Arc<Image>> {
+        let layers = image.checkpoint_layer().filter(|layers| *layers > 0)?;
+        Some(Arc::new(Image { chain_ids: image.chain_ids[..layers].to_vec(), ..image.clone() }))
     }
 }

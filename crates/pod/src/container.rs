@@ -150,7 +150,8 @@ impl Pods {
         std::fs::write(&path, &text).doing(format_args!("write {}", path.display()))?;
         let mut checkpoint = PathBuf::new();
         if let Some(restore) = &source.restore {
-            restore.apply(&self.images, id, log_path.as_deref()).await?;
+            let shm = self.pod_dir(&pod.id).join(stasis_shim_api::layout::SHM);
+            restore.apply(&self.images, id, log_path.as_deref(), &shm).await?;
             checkpoint = restore.images_dir();
         }
         let record = ContainerRecord {

@@ -35,6 +35,9 @@ pub mod spec;
 mod state;
 mod store;
 
-pub use checkpoint::{CheckpointOptions, CheckpointReport};
+pub use checkpoint::{
+    ANNOTATION_PREFIX, CheckpointEntry, CheckpointLimits, CheckpointOptions, CheckpointPolicy, CheckpointReport,
+    ImageTarget, Keep, OPTIONS, Preflight, Progress, Retention,
+};
 pub use error::{Error, Kind, Result};
 pub use pods::{Config, Handler, Pods, RestoreLevel};

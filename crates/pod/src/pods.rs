@@ -13,6 +13,7 @@ use stasis_image::Images;
 use stasis_task::{EventServer, Sandbox, ShimRuntime, Task};
 use tracing::Instrument as _;
 
+use crate::checkpoint::{CheckpointLimits, CheckpointPolicy, Queue, Retention};
 use crate::error::{Error, Kind, Result};
 use crate::record::{ContainerRecord, Phase, PodRecord};
 use crate::spec::HostFacts;
@@ -36,6 +37,8 @@ pub struct Handler {
     pub runtime: String,
     /// OCI runtime that the shim executes.
     pub binary: PathBuf,
+    /// What checkpoints of its containers may be asked for.
+    pub checkpoint: CheckpointPolicy,
 }
 
 /// What the engine is configured with.
@@ -57,6 +60,12 @@ pub struct Config {
     pub archive_dirs: Vec<PathBuf>,
     /// Longest time that a checkpoint may take, and what applies if the caller sets no time.
     pub checkpoint_timeout_max: Duration,
+    /// What checkpoints may use of the node.
+    pub checkpoint_limits: CheckpointLimits,
+    /// Which checkpoints stay.
+    pub checkpoint_retention: Retention,
+    /// What makes checkpoints here, for the annotations of checkpoint images.
+    pub engine_facts: stasis_checkpoint::EngineFacts,
     /// Why checkpoints cannot be made on this node, if so.
     pub checkpoint_unavailable: Option<String>,
 }
@@ -78,6 +87,10 @@ pub struct Inner {
     pub(crate) pods: Directory<Pod>,
     pub(crate) containers: Directory<Container>,
     pub(crate) names: Names,
+    /// Where checkpoints wait for their turn.
+    pub(crate) checkpoints: Queue,
+    /// Held while the index of checkpoints is changed.
+    pub(crate) checkpoint_index: tokio::sync::Mutex<()>,
     /// How many operations run that change something.
     operations: tokio::sync::watch::Sender<usize>,
     /// Hears the events of foreign shims for as long as the engine lives: nobody else needs them, but a shim that is not
@@ -357,6 +370,7 @@ impl Pods {
         let inner = Inner {
             store: Store::open(db)?,
             host: HostFacts::detect(),
+            checkpoints: Queue::new(config.checkpoint_limits.clone()),
             config,
             images,
             cni,
@@ -365,6 +379,7 @@ impl Pods {
             pods: Directory::default(),
             containers: Directory::default(),
             names: Names::default(),
+            checkpoint_index: tokio::sync::Mutex::default(),
             operations: tokio::sync::watch::Sender::new(0),
             _events: Mutex::new(events),
         };

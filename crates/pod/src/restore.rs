@@ -14,6 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use stasis_checkpoint::{RestoreSource, is_sure};
 use stasis_cri_api::runtime::ContainerConfig;
 use stasis_image::{Image, Images};
+use stasis_snapshot::Limits;
 use tracing::{info, warn};
 
 use crate::container::Source;
@@ -22,6 +23,8 @@ use crate::pods::{Pods, RestoreLevel, remove_tree};
 
 /// Largest log that is carried over. The kubelet rotates at 10 MiB by default.
 const LOG_MAX: u64 = 256 * 1024 * 1024;
+/// Most that is put into a pod's `/dev/shm`; the tmpfs itself allows less.
+const SHM_MAX: u64 = 64 << 30;
 /// Suffix of the snapshot that keeps a checkpoint image's layer while a container waits for its start.
 const KEY_SUFFIX: &str = ".checkpoint";
 
@@ -40,7 +43,7 @@ impl Pods {
         // Keeps the layer until the start, even if the image is removed meanwhile.
         self.images.prepare_rootfs(image, &checkpoint_key(id)).await?;
         let source = open(dir, &name)?;
-        let base = self.base(&source, &name)?;
+        let base = self.base(&source, &name, Some(image))?;
         Ok(Source { image_id: image.id.clone(), base, restore: Some(Restore { source, name }) })
     }
 
@@ -56,7 +59,7 @@ impl Pods {
             .map_err(|error| Error::internal(format!("reading {name} ended abnormally: {error}")))?
             .map_err(|error| Error::invalid(format!("cannot restore from {name}: {error}")))?;
         let source = open(&dir, &name)?;
-        let base = self.base(&source, &name)?;
+        let base = self.base(&source, &name, None)?;
         Ok(Source { image_id: String::new(), base, restore: Some(Restore { source, name }) })
     }
 
@@ -110,12 +113,19 @@ impl Pods {
     }
 
     /// The image that the checkpointed container stood on, found on this node by digest or ID.
-    fn base(&self, source: &RestoreSource, name: &str) -> Result<Arc<Image>> {
+    ///
+    /// `itself` is the checkpoint image, which may bring its base along.
+    fn base(&self, source: &RestoreSource, name: &str, itself: Option<&Image>) -> Result<Arc<Image>> {
         let candidates = source.base_candidates();
         let sure = candidates.iter().any(|name| is_sure(name));
         let mut usable = candidates.iter().filter(|name| !sure || is_sure(name));
         let base = usable.find_map(|candidate| self.images.resolve(candidate));
-        base.filter(|image| self.images.checkpoint_dir(image).is_none()).ok_or_else(|| {
+        // A container that came out of a self-contained checkpoint image stands on the layers below that checkpoint.
+        let base = base.and_then(|image| match self.images.checkpoint_dir(&image) {
+            Some(_) => self.images.base_of(&image),
+            None => Some(image),
+        });
+        base.or_else(|| self.images.base_of(itself?)).ok_or_else(|| {
             // People pull by name; the ID says which of the images of that name it must be.
             let (ids, names): (Vec<_>, Vec<_>) = candidates.iter().partition(|name| name.starts_with("sha256:"));
             let image = match (names.first(), ids.first()) {
@@ -179,9 +189,11 @@ impl Restore {
     }
 
     /// Puts the writable layer onto the root file system of container `id`, and the log so far into `log`.
-    pub(crate) async fn apply(&self, images: &Images, id: &str, log: Option<&Path>) -> Result<()> {
+    /// The content of `/dev/shm` goes into `shm`, the one of the pod, if it has one.
+    pub(crate) async fn apply(&self, images: &Images, id: &str, log: Option<&Path>, shm: &Path) -> Result<()> {
         let (source, name) = (self.source.clone(), self.name.clone());
         let (images, id, log) = (images.clone(), id.to_owned(), log.map(Path::to_owned));
+        let shm = shm.to_owned();
         let work = move || {
             let refused =
                 |error: &dyn std::fmt::Display| Error::invalid(format!("cannot restore from {name}: {error}"));
@@ -192,6 +204,12 @@ impl Restore {
             let deleted = source.deleted_files().map_err(|error| refused(&error))?;
             if !deleted.is_empty() {
                 images.delete_paths(&id, &deleted)?;
+            }
+            if let Some(content) = source.open_dev_shm().map_err(|error| refused(&error))?
+                && shm.is_dir()
+            {
+                let limits = Limits { bytes: SHM_MAX, ..Limits::LAYER };
+                stasis_snapshot::apply_diff(&shm, content, limits).map_err(|error| refused(&error))?;
             }
             match (source.open_log().map_err(|error| refused(&error))?, log) {
                 (Some(old), Some(new)) => carry_log(old, &new),

@@ -9,11 +9,15 @@ use prost::Message;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::watch;
 
+use crate::checkpoint::CheckpointEntry;
 use crate::error::{Error, Result};
 use crate::record::{ContainerRecord, PodRecord};
 
 const PODS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pods");
 const CONTAINERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("containers");
+
+/// One byte of version and JSON.
+const CHECKPOINTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("checkpoints");
 
 /// Version of the records that this program writes.
 const VERSION: u8 = 1;
@@ -30,6 +34,7 @@ impl Store {
         let transaction = db.begin_write().map_err(redb::Error::from)?;
         transaction.open_table(PODS).map_err(redb::Error::from)?;
         transaction.open_table(CONTAINERS).map_err(redb::Error::from)?;
+        transaction.open_table(CHECKPOINTS).map_err(redb::Error::from)?;
         transaction.commit().map_err(redb::Error::from)?;
         Ok(Self { db, failed: watch::Sender::new(false) })
     }
@@ -73,7 +78,33 @@ impl Store {
         .await
     }
 
+    pub(crate) fn checkpoints(&self) -> Result<Vec<CheckpointEntry>> {
+        let entry = |(key, value): (String, Vec<u8>)| {
+            let entry = value.split_first().filter(|(version, _)| **version == VERSION);
+            entry.and_then(|(_, json)| serde_json::from_slice(json).ok()).ok_or_else(|| {
+                Error::internal(format!(
+                    "the row of checkpoint {key} cannot be read: was it written by a newer program?"
+                ))
+            })
+        };
+        self.rows(CHECKPOINTS)?.into_iter().map(entry).collect()
+    }
+
+    pub(crate) async fn put_checkpoint(&self, entry: &CheckpointEntry) -> Result<()> {
+        let mut value = vec![VERSION];
+        serde_json::to_writer(&mut value, entry).map_err(|error| Error::internal(error.to_string()))?;
+        self.put(CHECKPOINTS, entry.id.clone(), value).await
+    }
+
+    pub(crate) async fn delete_checkpoint(&self, id: &str) -> Result<()> {
+        self.delete(CHECKPOINTS, id.to_owned()).await
+    }
+
     fn all<R: Message + Default>(&self, table: TableDefinition<'static, &str, &[u8]>) -> Result<Vec<R>> {
+        self.rows(table)?.into_iter().map(|(key, value)| decode(&key, &value)).collect()
+    }
+
+    fn rows(&self, table: TableDefinition<'static, &str, &[u8]>) -> Result<Vec<(String, Vec<u8>)>> {
         let read = || -> std::result::Result<Vec<(String, Vec<u8>)>, redb::Error> {
             let table = self.db.begin_read()?.open_table(table)?;
             let mut rows = Vec::new();
@@ -83,7 +114,7 @@ impl Store {
             }
             Ok(rows)
         };
-        read()?.into_iter().map(|(key, value)| decode(&key, &value)).collect()
+        Ok(read()?)
     }
 
     async fn put(&self, table: TableDefinition<'static, &str, &[u8]>, key: String, value: Vec<u8>) -> Result<()> {

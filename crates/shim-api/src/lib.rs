@@ -20,6 +20,8 @@ pub const SERVICE: &str = "stasis.shim.v1.Shim";
 pub const METHOD_CHECKPOINT: &str = "Checkpoint";
 /// [`SERVICE`] method: [`ReopenLogRequest`] to an empty JSON object.
 pub const METHOD_REOPEN_LOG: &str = "ReopenLog";
+/// Method: [`ProgressRequest`] to [`CheckpointProgress`] or null.
+pub const METHOD_PROGRESS: &str = "CheckpointProgress";
 /// Type URL of a [`SandboxSpec`] inside a protobuf `Any`; the value is its JSON.
 pub const SANDBOX_SPEC_URL: &str = "stasis.shim.v1/SandboxSpec";
 
@@ -90,7 +92,7 @@ pub struct ReopenLogRequest {
     pub id: String,
 }
 
-/// Options of CRIU that a checkpoint may carry.
+/// Options of CRIU that a checkpoint may carry. The daemon has checked who may ask for what.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CriuOptions {
@@ -98,12 +100,67 @@ pub struct CriuOptions {
     pub file_locks: bool,
     /// Keep established TCP connections.
     pub tcp_established: bool,
+    /// Restore TCP connections closed.
+    pub tcp_close: bool,
+    /// Leave out connections that are not accepted yet.
+    pub skip_in_flight: bool,
+    /// Link deleted but open files back into their directories.
+    pub link_remap: bool,
+    /// Allow processes whose terminal, or session, is another process's outside the container.
+    pub shell_job: bool,
+    /// Allow connections to unix sockets outside the container.
+    pub external_unix_sockets: bool,
+    /// Largest deleted but open file whose content is kept, in bytes; none for CRIU's own limit.
+    pub ghost_limit: Option<u64>,
+    /// Record control groups also where a restore of ours does not need them.
+    pub record_cgroups: bool,
+    /// Mounts, by their place in the container, that are left out of the dump.
+    pub skip_mounts: Vec<String>,
 }
 
 impl Default for CriuOptions {
     fn default() -> Self {
-        Self { file_locks: true, tcp_established: false }
+        Self {
+            file_locks: true,
+            tcp_established: false,
+            tcp_close: false,
+            skip_in_flight: false,
+            link_remap: false,
+            shell_job: false,
+            external_unix_sockets: false,
+            ghost_limit: None,
+            record_cgroups: false,
+            skip_mounts: Vec::new(),
+        }
     }
+}
+
+/// How an archive is compressed as a whole, after the thaw.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// Not at all: what every reader takes.
+    #[default]
+    None,
+    /// zstd, as podman writes it by default.
+    Zstd {
+        /// zstd's own level.
+        level: i32,
+        /// Threads; 0 for one beside the writer.
+        threads: u32,
+    },
+}
+
+/// A directory outside the root file system that is copied in the same freeze.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tree {
+    /// Name of the member of the archive.
+    pub member: String,
+    /// The directory.
+    pub dir: PathBuf,
+    /// Whether the member is left out if the directory is empty.
+    pub skip_empty: bool,
 }
 
 /// A checkpoint of one running container into one archive.
@@ -127,6 +184,44 @@ pub struct CheckpointRequest {
     pub leave_running: bool,
     /// Options of CRIU.
     pub criu: CriuOptions,
+    /// How the archive is compressed.
+    #[serde(default)]
+    pub compression: Compression,
+    /// Directories that are copied along, such as the pod's `/dev/shm` and volumes.
+    #[serde(default)]
+    pub trees: Vec<Tree>,
+    /// Most memory that may be reserved for the pages, in bytes; what is beyond goes to the disk. None for a share of what
+    /// is free.
+    #[serde(default)]
+    pub buffer_max: Option<u64>,
+    /// Bytes that must stay free where the archive goes.
+    #[serde(default)]
+    pub space_reserve: u64,
+    /// Whether the archive is hashed while it is written.
+    #[serde(default)]
+    pub digest: bool,
+    /// Where CRIU's log is kept if the dump fails, the end of it; none to drop it.
+    #[serde(default)]
+    pub failure_log: Option<PathBuf>,
+}
+
+/// Asks how far the checkpoint of a container is; the answer is a [`CheckpointProgress`], or null if there is none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProgressRequest {
+    /// Task ID, which is the container's ID.
+    pub id: String,
+}
+
+/// How far a checkpoint is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointProgress {
+    /// `preparing`, `frozen` or `writing`.
+    pub phase: String,
+    /// Bytes of the archive that are written.
+    pub bytes_done: u64,
+    /// Bytes that it will have, about; 0 if that is not known yet.
+    pub bytes_total: u64,
 }
 
 /// What a checkpoint cost.
@@ -140,6 +235,24 @@ pub struct CheckpointReport {
     pub archive_bytes: u64,
     /// Pages of memory that CRIU wrote.
     pub pages_written: u64,
+    /// How long CRIU took to stop the processes, in microseconds.
+    #[serde(default)]
+    pub freezing_us: u64,
+    /// How long CRIU held them, in microseconds.
+    #[serde(default)]
+    pub criu_frozen_us: u64,
+    /// How long CRIU read memory, in microseconds.
+    #[serde(default)]
+    pub memory_dump_us: u64,
+    /// How long CRIU wrote memory, in microseconds.
+    #[serde(default)]
+    pub memory_write_us: u64,
+    /// `sha256:…` of the archive, if it was asked for.
+    #[serde(default)]
+    pub digest: Option<String>,
+    /// The same of the archive before its compression.
+    #[serde(default)]
+    pub diff_id: Option<String>,
 }
 
 /// Why the shim refused or failed an operation of [`SERVICE`]; the JSON of it is the message of the ttrpc status.

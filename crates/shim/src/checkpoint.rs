@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use stasis_cgroup::{Cgroup, Cgroups, Mode};
 use stasis_criu::OperationConfig;
 use stasis_oci_runtime::{CgroupMode, CheckpointOptions};
-use stasis_shim_api::{CheckpointReport, CheckpointRequest, ShimError, layout};
+use stasis_shim_api::{CheckpointProgress, CheckpointReport, CheckpointRequest, ShimError, layout};
 use stasis_sys::file::write_atomic;
 use stasis_sys::path::read_limited;
 use stasis_sys::process::{self, prepare};
@@ -30,6 +30,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::bundle::write_criu_config;
+use crate::careful;
 use crate::container::Container;
 use crate::error::Error;
 use crate::journal;
@@ -91,6 +92,7 @@ struct Job<'a> {
 enum Event {
     Frozen,
     Thawed { frozen_us: u64 },
+    Writing { bytes_done: u64, bytes_total: u64 },
     Done { report: CheckpointReport },
     Error { error: ShimError },
 }
@@ -247,15 +249,16 @@ async fn watch_worker(
     let job = serde_json::to_vec(&job).map_err(|error| Error::Internal(error.to_string()))?;
     let (pid, events) = spawn_worker(&job)?;
     let mut ended = shim.reaper.watch(pid);
-    let outcome = match tokio::time::timeout_at(deadline, follow(events)).await {
+    let outcome = match tokio::time::timeout_at(deadline, follow(shim, &request.id, events)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(Error::Deadline(format!(
             "the checkpoint of container {} took longer than {} ms and was given up; the container runs",
             request.id, request.timeout_ms
         ))),
     };
+    shim.set_progress(&request.id, None);
     let polite = outcome.as_ref().is_err_and(|error| !matches!(error, Error::Worker(_)));
-    end_worker(pid, &mut ended, polite, request.criu.tcp_established).await;
+    end_worker(pid, &mut ended, polite, request.criu.tcp_established.then_some(cgroup)).await;
     outcome
 }
 
@@ -277,12 +280,20 @@ fn spawn_worker(job: &[u8]) -> Result<(i32, Receiver), Error> {
     Ok((pid, Receiver::from_owned_fd(events).map_err(failed)?))
 }
 
-async fn follow(events: Receiver) -> Result<CheckpointReport, Error> {
+async fn follow(shim: &Shim, id: &str, events: Receiver) -> Result<CheckpointReport, Error> {
+    let progress = |phase: &str, bytes_done, bytes_total| {
+        shim.set_progress(id, Some(CheckpointProgress { phase: phase.to_owned(), bytes_done, bytes_total }));
+    };
+    progress("preparing", 0, 0);
     let mut lines = BufReader::new(events.take(EVENTS_MAX)).lines();
     while let Some(line) = lines.next_line().await.map_err(Error::io("reading from the checkpoint worker"))? {
         match serde_json::from_str(&line) {
-            Ok(Event::Frozen) => journal::debug(format_args!("frozen")),
-            Ok(Event::Thawed { frozen_us }) => journal::debug(format_args!("thawed after {frozen_us} us")),
+            Ok(Event::Frozen) => progress("frozen", 0, 0),
+            Ok(Event::Thawed { frozen_us }) => {
+                journal::debug(format_args!("thawed after {frozen_us} us"));
+                progress("writing", 0, 0);
+            }
+            Ok(Event::Writing { bytes_done, bytes_total }) => progress("writing", bytes_done, bytes_total),
             Ok(Event::Done { report }) => return Ok(report),
             Ok(Event::Error { error }) => return Err(error.into()),
             Err(error) => return Err(Error::Internal(format!("the checkpoint worker said {line:?}: {error}"))),
@@ -291,14 +302,14 @@ async fn follow(events: Receiver) -> Result<CheckpointReport, Error> {
     Err(Error::Internal("the checkpoint worker died; the container runs, and nothing was written".to_owned()))
 }
 
-/// Ends the worker and everything below it. With `ask`, it is asked first. With `connections`, CRIU may hold some.
-async fn end_worker(pid: i32, ended: &mut oneshot::Receiver<Ended>, ask: bool, connections: bool) {
+/// Ends the worker and everything below it. With `ask`, it is asked first. CRIU may hold connections of `connected`.
+async fn end_worker(pid: i32, ended: &mut oneshot::Receiver<Ended>, ask: bool, connected: Option<&Cgroup>) {
     let mut end = Instant::now() + WORKER_GRACE;
     let (mut alive, mut asked) = (true, false);
     while Instant::now() < end {
         if alive && ended.try_recv().is_ok() {
             alive = false;
-            end = if connections { end } else { end.min(Instant::now() + ORPHAN_GRACE) };
+            end = if connected.is_some() { end } else { end.min(Instant::now() + ORPHAN_GRACE) };
         }
         // Not to the group: CRIU would end there and then.
         if ask && alive && !asked {
@@ -311,7 +322,20 @@ async fn end_worker(pid: i32, ended: &mut oneshot::Receiver<Ended>, ask: bool, c
         tokio::time::sleep(PAUSE).await;
     }
     journal::line(format_args!("the checkpoint worker {pid} did not end and is killed"));
+    if let Some(cgroup) = connected {
+        let end = Instant::now() + careful::HOLD_LIMIT;
+        while !careful::hold(cgroup) && Instant::now() < end {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
     let _ = process::signal_group(pid, Signal::KILL);
+    if let Some(cgroup) = connected {
+        let end = Instant::now() + WORKER_GRACE;
+        while matches!(process::group_exists(pid), Ok(true)) && Instant::now() < end {
+            tokio::time::sleep(PAUSE).await;
+        }
+        careful::end_repair(cgroup);
+    }
 }
 
 /// Thaws until the kernel says that it runs. A cgroup that is gone has nothing to thaw.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use stasis_shim_api::{METHOD_CHECKPOINT, METHOD_REOPEN_LOG, ReopenLogRequest, SERVICE};
+use stasis_shim_api::{
+    METHOD_CHECKPOINT, METHOD_PROGRESS, METHOD_REOPEN_LOG, ProgressRequest, ReopenLogRequest, SERVICE,
+};
 use ttrpc::r#async::{MethodHandler, Service, TtrpcContext};
 use ttrpc::{Code, Request, Response, get_status};
 
@@ -17,6 +19,7 @@ use crate::server::{Shim, detached};
 #[derive(Clone, Copy)]
 enum Method {
     Checkpoint,
+    Progress,
     ReopenLog,
 }
 
@@ -31,7 +34,11 @@ pub(crate) fn service(shim: &Arc<Shim>) -> HashMap<String, Service> {
         let handler: Box<dyn MethodHandler + Send + Sync> = Box::new(Handler { shim: Arc::clone(shim), method });
         (name.to_owned(), handler)
     };
-    let methods = [handler(METHOD_CHECKPOINT, Method::Checkpoint), handler(METHOD_REOPEN_LOG, Method::ReopenLog)];
+    let methods = [
+        handler(METHOD_CHECKPOINT, Method::Checkpoint),
+        handler(METHOD_PROGRESS, Method::Progress),
+        handler(METHOD_REOPEN_LOG, Method::ReopenLog),
+    ];
     HashMap::from([(SERVICE.to_owned(), Service { methods: methods.into(), streams: HashMap::new() })])
 }
 
@@ -42,6 +49,10 @@ impl Handler {
             Method::Checkpoint => {
                 let request = parse(payload)?;
                 encode(&detached(async move { checkpoint::checkpoint(&shim, request).await }).await?)
+            }
+            Method::Progress => {
+                let request: ProgressRequest = parse(payload)?;
+                encode(&shim.progress(&request.id))
             }
             Method::ReopenLog => {
                 let request: ReopenLogRequest = parse(payload)?;

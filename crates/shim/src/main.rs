@@ -5,6 +5,7 @@
 
 mod args;
 mod bundle;
+mod careful;
 mod checkpoint;
 mod cleanup;
 mod container;

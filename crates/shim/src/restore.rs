@@ -48,7 +48,9 @@ pub(crate) async fn restore(shim: &Arc<Shim>, container: &Arc<Container>) -> Res
     let work = container.bundle.dir.join(WORK_DIR);
     let made = fs::DirBuilder::new().mode(0o700).recursive(true).create(&work);
     made.map_err(Error::io(format!("creating {}", work.display())))?;
-    write_criu_config(&container.bundle.dir, &OperationConfig { file_locks: true, ..OperationConfig::default() })?;
+    // Their other ends are elsewhere: what was kept for the container that ran on comes back closed, and the processes see it.
+    let config = OperationConfig { file_locks: true, tcp_close: true, ..OperationConfig::default() };
+    write_criu_config(&container.bundle.dir, &config)?;
 
     let restored = run(shim, container, images, &work).await;
     if restored.is_err() {

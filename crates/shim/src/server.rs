@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::{sandbox_async, shim_async};
 use stasis_cgroup::{Cgroup, Cgroups};
-use stasis_shim_api::layout;
+use stasis_shim_api::{CheckpointProgress, layout};
 use stasis_sys::process;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -55,6 +55,8 @@ pub(crate) struct Shim {
     pub(crate) sandbox: Sandbox,
     own_cgroup: Option<Cgroup>,
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
+    /// How far checkpoints are, by container.
+    progress: Mutex<HashMap<String, CheckpointProgress>>,
     /// Told whenever the making of a container has ended, well or not.
     settled: Notify,
     end: Notify,
@@ -65,6 +67,22 @@ pub(crate) struct Shim {
 pub(crate) struct Reserved {
     shim: Arc<Shim>,
     id: String,
+}
+
+impl Shim {
+    /// How far the checkpoint of a container is; none if there is none.
+    pub(crate) fn progress(&self, id: &str) -> Option<CheckpointProgress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// Notes how far the checkpoint of a container is, or that it has ended.
+    pub(crate) fn set_progress(&self, id: &str, progress: Option<CheckpointProgress>) {
+        let mut all = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        match progress {
+            Some(progress) => all.insert(id.to_owned(), progress),
+            None => all.remove(id),
+        };
+    }
 }
 
 /// Serves on the socket that is standard input until a client ends the shim.
@@ -99,6 +117,7 @@ async fn run(args: &Args) -> Result<(), Error> {
         cgroups,
         sandbox: Sandbox::default(),
         containers: Mutex::default(),
+        progress: Mutex::default(),
         settled: Notify::new(),
         end: Notify::new(),
     });

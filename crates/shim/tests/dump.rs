@@ -241,7 +241,7 @@ fn a_running_container_becomes_an_archive_and_runs_on() {
     let (events, last) = Worker::run(&container.job());
     assert_eq!(
         (events.as_slice(), &last["event"]),
-        (&["frozen".to_owned(), "thawed".to_owned()][..], &json!("done")),
+        (&["frozen".to_owned(), "thawed".to_owned(), "writing".to_owned()][..], &json!("done")),
         "{last}"
     );
     container.check_unharmed();

@@ -246,17 +246,100 @@ pub(crate) struct Logs {
 pub(crate) enum Checkpoint {
     /// Freeze a container into an archive; it goes on running
     #[command(after_help = "Examples:\n  stasis checkpoint create app /var/lib/stasis/checkpoints/app.tar\n  \
-        stasis checkpoint create app /tmp/app.tar --stop --timeout 60\n\n\
-        With --timeout, the container runs again after so many seconds whatever happens.")]
+        stasis checkpoint create app /tmp/app.tar --stop --timeout 60\n  \
+        stasis checkpoint create app /tmp/app.tar.zst --option compression=zstd --option tcp-established\n  \
+        stasis checkpoint create app --image registry.local/app:frozen --push\n\n\
+        With --timeout, the container runs again after so many seconds whatever happens.\n\n\
+        Options, with their defaults:\n  leave-running=true        the container goes on running\n  \
+        file-locks=true           keep file locks\n  tcp-established=false     keep established TCP connections\n  \
+        tcp-close=false           close TCP connections in the checkpoint\n  \
+        skip-in-flight=false      leave out connections that are not accepted yet\n  \
+        link-remap=false          link deleted but open files back into their directories\n  \
+        shell-job=false           allow a terminal or session from outside the container\n  \
+        ext-unix-sk=false         allow unix sockets that lead outside the container\n  \
+        ghost-limit=1048576       largest deleted but open file that is kept, in bytes\n  \
+        ignore-mounts=            mounts left out of the dump, by path, with commas\n  \
+        include-volumes=          mounts whose content goes into the archive, likewise\n  \
+        include-dev-shm=true      the content of /dev/shm goes into the archive\n  \
+        include-log=true          the container's log goes into the archive\n  \
+        keep-criu-log=true        keep CRIU's log of a dump that failed\n  \
+        compression=none          none or zstd\n  compression-level=-3      zstd's level, -7 to 19\n  \
+        compression-threads=1     threads that compress, 0 to 16\n  \
+        image=                    reference of an image to make beside the archive\n  \
+        record-cgroups=false      record control groups of version 1, which other runtimes need\n  \
+        profile=containerd        for whose readers the archive is: containerd or cri-o")]
     Create {
         /// Container
         container: String,
         /// Archive to write
-        #[arg(value_hint = ValueHint::FilePath)]
-        archive: PathBuf,
+        #[arg(value_hint = ValueHint::FilePath, required_unless_present = "image")]
+        archive: Option<PathBuf>,
+        /// Make an image of this name instead of an archive
+        #[arg(long, value_name = "REFERENCE", conflicts_with = "archive")]
+        image: Option<String>,
+        /// Push the image to its registry
+        #[arg(long, requires = "image")]
+        push: bool,
+        /// Put the base image's layers into the image, so that one pull brings all
+        #[arg(long, requires = "image")]
+        self_contained: bool,
+        #[command(flatten)]
+        credentials: Credentials,
         /// End the container once the archive is durable
         #[arg(long)]
         stop: bool,
+        /// Option of the checkpoint; may be given more than once
+        #[arg(long, value_name = "NAME[=VALUE]")]
+        option: Vec<String>,
+    },
+    /// Show whether a container can be checkpointed now, and what stands in the way
+    #[command(after_help = "Examples:\n  stasis checkpoint preflight app\n  \
+        stasis checkpoint preflight app --option tcp-established --directory /var/lib/stasis/checkpoints -o json\n\n\
+        The exit code is 1 if something would make the checkpoint fail.")]
+    Preflight {
+        /// Container
+        container: String,
+        /// Option of the checkpoint; may be given more than once
+        #[arg(long, value_name = "NAME[=VALUE]")]
+        option: Vec<String>,
+        /// Directory whose free space is looked at
+        #[arg(long, value_hint = ValueHint::DirPath)]
+        directory: Option<PathBuf>,
+    },
+    /// List the checkpoints that this node made
+    #[command(after_help = "Examples:\n  stasis checkpoint ls\n  stasis checkpoint ls -q")]
+    Ls,
+    /// Remove checkpoints: the archive or the image itself
+    #[command(after_help = "Examples:\n  stasis checkpoint rm 3f2a\n  \
+        stasis checkpoint rm /var/lib/stasis/checkpoints/app.tar registry.local/app:frozen")]
+    Rm {
+        /// Checkpoints by ID, path or image reference
+        #[arg(required = true)]
+        checkpoints: Vec<String>,
+    },
+    /// Remove all but the newest checkpoints
+    #[command(after_help = "Examples:\n  stasis checkpoint prune\n  \
+        stasis checkpoint prune --keep 3 --max-age 604800 --dry-run\n\n\
+        Without --keep and --max-age the daemon's configuration decides. Pinned checkpoints stay.")]
+    Prune {
+        /// Newest checkpoints of each container that stay
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        keep: Option<u32>,
+        /// Seconds after which a checkpoint goes
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+        max_age: Option<u64>,
+        /// Only show what would be removed
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Keep a checkpoint from being pruned
+    #[command(after_help = "Examples:\n  stasis checkpoint pin 3f2a\n  stasis checkpoint pin 3f2a --unpin")]
+    Pin {
+        /// Checkpoint by ID, path or image reference
+        checkpoint: String,
+        /// Let it be pruned again
+        #[arg(long)]
+        unpin: bool,
     },
     /// Make a local image of an archive
     #[command(after_help = "Examples:\n  stasis checkpoint to-image app.tar registry.local/app:frozen\n  \
@@ -267,6 +350,9 @@ pub(crate) enum Checkpoint {
         archive: PathBuf,
         /// Reference of the new image
         reference: String,
+        /// Put the base image's layers into the image, so that one pull brings all
+        #[arg(long)]
+        self_contained: bool,
     },
     /// Show what an archive or a checkpoint image holds
     #[command(after_help = "Examples:\n  stasis checkpoint inspect app.tar\n  \

@@ -13,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use stasis_pod::{CheckpointLimits, CheckpointPolicy};
 
 use self::document::Document;
 use crate::engines::SHIM;
@@ -121,6 +122,10 @@ pub(crate) struct Shim {
 pub(crate) struct Runtime {
     pub(crate) r#type: String,
     pub(crate) binary: Option<PathBuf>,
+    pub(crate) checkpoint_options: Vec<String>,
+    pub(crate) checkpoint_pod_options: Vec<String>,
+    pub(crate) checkpoint_pod_ghost_limit_max: u64,
+    pub(crate) checkpoint_pod_image_prefix: String,
 }
 
 /// `[checkpoint]`
@@ -130,6 +135,23 @@ pub(crate) struct Checkpoint {
     pub(crate) level: Level,
     pub(crate) archive_dirs: Vec<PathBuf>,
     pub(crate) max_timeout_seconds: u64,
+    pub(crate) parallel: usize,
+    pub(crate) buffer_bytes: u64,
+    pub(crate) reserve_bytes: u64,
+    pub(crate) retention: Retention,
+}
+
+/// `[checkpoint.retention]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Retention {
+    pub(crate) max_age_seconds: u64,
+    pub(crate) container_count: u64,
+    pub(crate) container_bytes: u64,
+    pub(crate) namespace_count: u64,
+    pub(crate) namespace_bytes: u64,
+    pub(crate) node_count: u64,
+    pub(crate) node_bytes: u64,
 }
 
 /// `[checkpoint] level`
@@ -269,6 +291,11 @@ impl Config {
         for (key, value) in self.positive_numbers() {
             check(value > 0, &key, format!("{} must be at least 1", key.join(".")));
         }
+        for (name, runtime) in &self.runtimes {
+            if let Err(why) = runtime.checkpoint_policy().check() {
+                check(false, &["runtimes", name], format!("runtimes.{name}: {why}"));
+            }
+        }
         check(crate::log::filter(&self.log.level).is_ok(), &["log", "level"], {
             format!("log.level {:?} is no level; use error, warn, info, debug or trace", self.log.level)
         });
@@ -296,6 +323,18 @@ impl Config {
             (vec!["checkpoint", "max_timeout_seconds"], self.checkpoint.max_timeout_seconds),
             (vec!["image", "max_concurrent_downloads"], self.image.max_concurrent_downloads as u64),
         ]
+    }
+}
+
+impl Runtime {
+    /// What the pod engine needs to know of it.
+    pub(crate) fn checkpoint_policy(&self) -> CheckpointPolicy {
+        CheckpointPolicy {
+            defaults: self.checkpoint_options.clone(),
+            pod_options: self.checkpoint_pod_options.clone(),
+            pod_ghost_limit_max: self.checkpoint_pod_ghost_limit_max,
+            pod_image_prefix: self.checkpoint_pod_image_prefix.clone(),
+        }
     }
 }
 
@@ -353,13 +392,30 @@ impl Default for Cni {
 
 impl Default for Runtime {
     fn default() -> Self {
-        Self { r#type: "io.containerd.stasis.v1".into(), binary: None }
+        Self {
+            r#type: "io.containerd.stasis.v1".into(),
+            binary: None,
+            checkpoint_options: Vec::new(),
+            checkpoint_pod_options: vec!["file-locks".into()],
+            // CRIU's own default.
+            checkpoint_pod_ghost_limit_max: 1 << 20,
+            checkpoint_pod_image_prefix: String::new(),
+        }
     }
 }
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { level: Level::default(), archive_dirs: Vec::new(), max_timeout_seconds: 600 }
+        let limits = CheckpointLimits::default();
+        Self {
+            level: Level::default(),
+            archive_dirs: Vec::new(),
+            max_timeout_seconds: 600,
+            parallel: limits.parallel,
+            buffer_bytes: limits.buffer_bytes,
+            reserve_bytes: limits.reserve_bytes,
+            retention: Retention::default(),
+        }
     }
 }
 

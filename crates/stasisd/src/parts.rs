@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use redb::Database;
+use stasis_checkpoint::EngineFacts;
 use stasis_cni::Cni;
 use stasis_cri::{Checkpoints, Parts};
 use stasis_cri_api::runtime::{RuntimeHandler, RuntimeHandlerFeatures};
+use stasis_criu::Version;
 use stasis_image::Images;
 use stasis_pod::Pods;
 use stasis_task::ShimRuntime;
@@ -25,13 +27,19 @@ const SLOW_PROBE: Duration = Duration::from_secs(5);
 /// Mount option by which an OCI runtime makes a mount and all below it read-only.
 const RECURSIVE_READ_ONLY: &str = "rro";
 
+/// Annotation in which runc names its version among its features.
+const RUNC_VERSION: &str = "org.opencontainers.runc.version";
+
 /// Makes the parts and lets the pod engine find its pods again.
 pub(crate) async fn build(config: &Config) -> anyhow::Result<Parts> {
     let engines = Engines::locate(config);
     let database = open_database(&config.root)?;
     let checkpoints = tokio::task::spawn_blocking({
         let (config, engines) = (config.clone(), engines.clone());
-        move || checkpoints(&config, &engines)
+        move || {
+            let (checkpoints, criu) = checkpoints(&config, &engines);
+            (checkpoints, engine_facts(&config, &engines, criu))
+        }
     });
     let handlers = tokio::task::spawn_blocking({
         let (config, engines) = (config.clone(), engines.clone());
@@ -44,8 +52,8 @@ pub(crate) async fn build(config: &Config) -> anyhow::Result<Parts> {
     let images = images.await?.context("cannot open the images")?;
     let cni = Cni::new(config.network(&engines));
     let shims = Arc::new(ShimRuntime::new(config.shims(&engines)));
-    let checkpoints = checkpoints.await?;
-    let pods = Pods::open(config.pods(&engines, &checkpoints), images.clone(), cni.clone(), shims, database)
+    let (checkpoints, facts) = checkpoints.await?;
+    let pods = Pods::open(config.pods(&engines, &checkpoints, facts), images.clone(), cni.clone(), shims, database)
         .await
         .context("cannot open the pods")?;
     let doctor = Arc::new({
@@ -73,27 +81,46 @@ fn open_database(root: &Path) -> anyhow::Result<Arc<Database>> {
 }
 
 /// Whether containers can be checkpointed; if not, it is said here once, at the start.
-fn checkpoints(config: &Config, engines: &Engines) -> Checkpoints {
+fn checkpoints(config: &Config, engines: &Engines) -> (Checkpoints, Option<Version>) {
     if config.checkpoint.level == Level::None {
-        return Checkpoints::Forbidden;
+        return (Checkpoints::Forbidden, None);
     }
     let begin = Instant::now();
-    let refusal = match &engines.criu {
-        None => Some(format!("{} is not in {}", config.engines.criu.display(), engines.path().display())),
+    let (refusal, version) = match &engines.criu {
+        None => (Some(format!("{} is not in {}", config.engines.criu.display(), engines.path().display())), None),
         Some(criu) => match stasis_criu::probe(criu) {
-            Ok(probe) => probe.refusal,
-            Err(error) => Some(error.to_string()),
+            Ok(probe) => (probe.refusal, Some(probe.version)),
+            Err(error) => (Some(error.to_string()), None),
         },
     };
     if begin.elapsed() > SLOW_PROBE {
         tracing::warn!(seconds = begin.elapsed().as_secs(), "CRIU took long to say what it can do here");
     }
     match refusal {
-        None => Checkpoints::Available,
+        None => (Checkpoints::Available, version),
         Some(why) => {
             tracing::warn!(why, "no checkpoints and restores on this node; see `stasisd doctor`");
-            Checkpoints::Unavailable(why)
+            (Checkpoints::Unavailable(why), version)
         }
+    }
+}
+
+/// What makes checkpoints here, for those who read a checkpoint image elsewhere.
+fn engine_facts(config: &Config, engines: &Engines, criu_version: Option<Version>) -> EngineFacts {
+    let runtime = config.runtimes.get(&config.default_runtime).map(|runtime| engines.binary_of(runtime, config));
+    let version = runtime
+        .as_deref()
+        .and_then(engines::features)
+        .and_then(|mut features| features.annotations.remove(RUNC_VERSION));
+    let cgroup = stasis_cgroup::Cgroups::probe().ok().map(|cgroups| match cgroups.mode() {
+        stasis_cgroup::Mode::V1 => "v1",
+        stasis_cgroup::Mode::V2 => "v2",
+    });
+    EngineFacts {
+        criu_version,
+        runtime: version.map(|version| ("runc".to_owned(), version)),
+        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").ok().map(|text| text.trim().to_owned()),
+        cgroup_version: cgroup.map(str::to_owned),
     }
 }
 

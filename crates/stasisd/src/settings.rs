@@ -4,9 +4,10 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
+use stasis_checkpoint::EngineFacts;
 use stasis_cri::Checkpoints;
 use stasis_image::RegistryConfig;
-use stasis_pod::{Handler, RestoreLevel};
+use stasis_pod::{CheckpointLimits, Handler, Keep, RestoreLevel, Retention};
 
 use crate::config::{CgroupDriver, Config, Level};
 use crate::engines::Engines;
@@ -50,10 +51,21 @@ impl Config {
         }
     }
 
-    pub(crate) fn pods(&self, engines: &Engines, checkpoints: &Checkpoints) -> stasis_pod::Config {
+    fn retention(&self) -> Retention {
+        let of = &self.checkpoint.retention;
+        Retention {
+            container: Keep { count: of.container_count, bytes: of.container_bytes },
+            namespace: Keep { count: of.namespace_count, bytes: of.namespace_bytes },
+            node: Keep { count: of.node_count, bytes: of.node_bytes },
+            max_age: Duration::from_secs(of.max_age_seconds),
+        }
+    }
+
+    pub(crate) fn pods(&self, engines: &Engines, checkpoints: &Checkpoints, facts: EngineFacts) -> stasis_pod::Config {
         let handler = |runtime: &crate::config::Runtime| Handler {
             runtime: runtime.r#type.clone(),
             binary: engines.binary_of(runtime, self),
+            checkpoint: runtime.checkpoint_policy(),
         };
         stasis_pod::Config {
             root: self.root.clone(),
@@ -68,6 +80,13 @@ impl Config {
             },
             archive_dirs: self.checkpoint.archive_dirs.clone(),
             checkpoint_timeout_max: Duration::from_secs(self.checkpoint.max_timeout_seconds),
+            checkpoint_limits: CheckpointLimits {
+                parallel: self.checkpoint.parallel,
+                buffer_bytes: self.checkpoint.buffer_bytes,
+                reserve_bytes: self.checkpoint.reserve_bytes,
+            },
+            checkpoint_retention: self.retention(),
+            engine_facts: facts,
             checkpoint_unavailable: match checkpoints {
                 Checkpoints::Unavailable(why) => Some(why.clone()),
                 Checkpoints::Available | Checkpoints::Forbidden => None,

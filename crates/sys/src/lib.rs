@@ -13,4 +13,5 @@ pub mod namespace;
 pub mod path;
 pub mod process;
 pub mod pty;
+pub mod socket;
 pub mod thread;

@@ -14,8 +14,8 @@ use rustix::process::Signal;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stasis_shim_api::{
-    CheckpointReport, CheckpointRequest, METHOD_CHECKPOINT, METHOD_REOPEN_LOG, ReopenLogRequest, SANDBOX_SPEC_URL,
-    SERVICE, SandboxSpec, ShimError, layout,
+    CheckpointProgress, CheckpointReport, CheckpointRequest, METHOD_CHECKPOINT, METHOD_PROGRESS, METHOD_REOPEN_LOG,
+    ProgressRequest, ReopenLogRequest, SANDBOX_SPEC_URL, SERVICE, SandboxSpec, ShimError, layout,
 };
 use stasis_sys::process::Pidfd;
 use tracing::warn;
@@ -287,6 +287,14 @@ impl Sandbox {
     pub async fn checkpoint(&self, request: &CheckpointRequest) -> Result<CheckpointReport> {
         let limit = Duration::from_millis(request.timeout_ms).saturating_add(CHECKPOINT_FINISH);
         self.call_own(METHOD_CHECKPOINT, request, Limit::Of(limit)).await
+    }
+
+    /// How far the checkpoint of a container is; none if there is none.
+    ///
+    /// # Errors
+    /// If the shim is lost.
+    pub async fn checkpoint_progress(&self, task_id: &str) -> Result<Option<CheckpointProgress>> {
+        self.call_own(METHOD_PROGRESS, &ProgressRequest { id: task_id.into() }, QUICK).await
     }
 
     /// Begins the log file of a container anew under the same path, after a rotation.

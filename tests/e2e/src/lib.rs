@@ -70,7 +70,11 @@ pub fn check_on(ground: Ground, setup: Setup, expected: &[String], body: impl As
     }
 }
 
-fn places() -> Result<Places> {
+/// Where programs and images are.
+///
+/// # Errors
+/// Where the environment does not say so, or the test does not run as root.
+pub fn places() -> Result<Places> {
     let places = Places::of_tests()?;
     let root = std::fs::metadata("/proc/self").map(|facts| std::os::unix::fs::MetadataExt::uid(&facts));
     match root {

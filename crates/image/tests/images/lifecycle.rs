@@ -129,14 +129,17 @@ fn checkpoint_layer(dir: &std::path::Path) -> NewLayer {
     let file = dir.join("layer.tar");
     let bytes = tar(&[("config.dump", b"{}"), ("checkpoint/", b""), ("checkpoint/pages-1.img", &noise(9, 1 << 20))]);
     std::fs::write(&file, bytes).unwrap();
-    NewLayer { file, media_type: OCI_LAYER.to_owned() }
+    NewLayer { file, media_type: OCI_LAYER.to_owned(), known: None }
 }
 
 async fn add(images: &Images, reference: &str, dir: &std::path::Path) -> std::sync::Arc<stasis_image::Image> {
     let config =
         format!(r#"{{"architecture":"{}","os":"linux","config":{{"User":"redis"}}}}"#, crate::build::architecture());
     let annotations = BTreeMap::from([("org.criu.checkpoint.container.name".to_owned(), "counter".to_owned())]);
-    images.add(reference, config.into_bytes(), vec![checkpoint_layer(dir)], annotations, |_| {}).await.expect("add")
+    images
+        .add(reference, config.into_bytes(), None, vec![checkpoint_layer(dir)], annotations, |_| {})
+        .await
+        .expect("add")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,12 +170,12 @@ async fn a_checkpoint_becomes_an_image_and_travels() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_added_leaves_nothing() {
     let node = Node::new();
-    let missing = NewLayer { file: "/no/such/layer.tar".into(), media_type: OCI_LAYER.to_owned() };
+    let missing = NewLayer { file: "/no/such/layer.tar".into(), media_type: OCI_LAYER.to_owned(), known: None };
     let no_annotations = BTreeMap::new;
     for (reference, config, layer) in
         [("r.example/a:1", "{}", missing), ("r.example/a:1", "[]", checkpoint_layer(node.path()))]
     {
-        let added = node.images.add(reference, config.into(), vec![layer], no_annotations(), |_| {}).await;
+        let added = node.images.add(reference, config.into(), None, vec![layer], no_annotations(), |_| {}).await;
         added.expect_err("must be refused");
         node.assert_empty();
     }

@@ -5,15 +5,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, open};
-use stasis_checkpoint::{ArchiveWriter, Dialect, Error, Member};
-use stasis_criu::Stats;
-use stasis_shim_api::{Reason, ShimError};
+use stasis_checkpoint::{ArchiveWriter, Dialect, Error, Form, Member, Written, Zstd};
+use stasis_criu::{DumpStats, Stats};
+use stasis_shim_api::{Compression, Reason, ShimError};
 
 use super::Work;
 use super::drain::Drained;
+use super::estimate::Space;
 use super::exhausted;
-use super::job::{Job, internal};
-use super::layer::Spool;
+use super::job::{Event, Job, emit, internal};
+use super::layer::{Copied, Spool};
 use super::stop::Stop;
 
 /// A statistics file has less than 1 KiB.
@@ -22,21 +23,12 @@ const STATS_MAX: u64 = 64 * 1024;
 /// What was taken in the freeze beside CRIU's small images, which are files.
 #[derive(Debug)]
 pub(crate) struct Parts {
-    /// The writable layer, uncompressed.
-    pub(crate) layer: Spool,
+    /// The writable layer and other directories, uncompressed.
+    pub(crate) copied: Copied,
     /// Memory.
     pub(crate) drained: Drained,
     /// How long the container's log was.
     pub(crate) log_bytes: u64,
-}
-
-/// What was written.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Written {
-    /// Size of the archive.
-    pub(crate) bytes: u64,
-    /// Pages of memory, as CRIU counts.
-    pub(crate) pages: u64,
 }
 
 /// Length of the container's log now; what comes later is not the checkpoint's. 0 if there is none.
@@ -45,27 +37,63 @@ pub(crate) fn log_size(path: &Path) -> u64 {
 }
 
 /// Writes the archive under a temporary name, makes it durable and names it.
-pub(crate) fn write(job: &Job, work: &Work, parts: Parts, stop: &Stop) -> Result<Written, ShimError> {
+pub(crate) fn write(job: &Job, work: &Work, parts: Parts, space: &Space, stop: &Stop) -> Result<Written, ShimError> {
     let stopped = || stop.check().map_err(io::Error::other);
-    let layer = parts.layer.gzip(stopped).map_err(|error| write_error(error, "compress the layer"))?;
+    let mut spools = parts.copied.trees;
+    let layer = parts.copied.layer.gzip(stopped).map_err(|error| write_error(error, "compress the layer"))?;
+    spools.push((Member::RootfsDiff, layer));
     let files = files(job, work)?;
     let pages: u64 = parts.drained.images.iter().map(|image| image.bytes).sum();
     let small: u64 = files.iter().map(|(_, path)| log_size(path) + 1024).sum();
-    let expected = small + layer.length() + parts.log_bytes + pages + 512 * 1024;
-    let mut writer = ArchiveWriter::create(&job.request.archive, expected).map_err(archive_error)?;
-    let mut contents = Contents { files, layer: Some(layer), log: log(job, parts.log_bytes)?, drained: &parts.drained };
+    let copied: u64 = spools.iter().map(|(_, spool)| spool.length()).sum();
+    let expected = small + copied + parts.log_bytes + pages + 512 * 1024;
+    let form = form(job);
+    // What is compressed takes its space as it comes.
+    space.check(if form.zstd.is_some() { 0 } else { expected })?;
+    let mut writer = ArchiveWriter::create_as(&job.request.archive, expected, form).map_err(archive_error)?;
+    let mut pace = Pace { stop, space, done: 0, expected };
+    let mut contents = Contents { files, spools, log: log(job, parts.log_bytes)?, drained: &parts.drained };
     for member in contents.members() {
-        stop.check()?;
-        contents.write(&member, &mut writer, stop)?;
+        pace.step(0)?;
+        contents.write(&member, &mut writer, &mut pace)?;
     }
-    let bytes = writer.finish().map_err(archive_error)?;
-    Ok(Written { bytes, pages: pages_written(work) })
+    pace.step(0)?;
+    writer.finish().map_err(archive_error)
+}
+
+fn form(job: &Job) -> Form {
+    let zstd = match job.request.compression {
+        Compression::None => None,
+        Compression::Zstd { level, threads } => Some(Zstd { level, threads }),
+    };
+    Form { zstd, digest: job.request.digest }
+}
+
+/// Looks now and then whether to go on, and says how far it is.
+struct Pace<'a> {
+    stop: &'a Stop,
+    space: &'a Space,
+    done: u64,
+    expected: u64,
+}
+
+impl Pace<'_> {
+    /// `bytes` more are about to be written.
+    fn step(&mut self, bytes: u64) -> Result<(), ShimError> {
+        self.stop.check()?;
+        if bytes > 0 {
+            self.space.check(0)?;
+            emit(&Event::Writing { bytes_done: self.done, bytes_total: self.expected });
+            self.done += bytes;
+        }
+        Ok(())
+    }
 }
 
 /// What each member is made of.
 struct Contents<'a> {
     files: Vec<(Member, PathBuf)>,
-    layer: Option<Spool>,
+    spools: Vec<(Member, Spool)>,
     log: Option<(File, u64)>,
     drained: &'a Drained,
 }
@@ -74,25 +102,24 @@ impl Contents<'_> {
     /// All members in the order of the format.
     fn members(&self) -> Vec<Member> {
         let mut members: Vec<Member> = self.files.iter().map(|(member, _)| member.clone()).collect();
-        members.push(Member::RootfsDiff);
+        members.extend(self.spools.iter().map(|(member, _)| member.clone()));
         members.extend(self.log.as_ref().map(|_| Member::Log(Dialect::Containerd)));
         members.extend(self.drained.images.iter().map(|image| Member::Image(image.name.clone())));
         members.sort_by_key(Member::order);
         members
     }
 
-    fn write(&mut self, member: &Member, writer: &mut ArchiveWriter, stop: &Stop) -> Result<(), ShimError> {
+    fn write(&mut self, member: &Member, writer: &mut ArchiveWriter, pace: &mut Pace<'_>) -> Result<(), ShimError> {
         if let Some(image) = self.drained.images.iter().find(|image| member == &Member::Image(image.name.clone())) {
             writer.begin(member, image.bytes).map_err(archive_error)?;
             return self
                 .drained
-                .copy(image, writer, || stop.check().map_err(Failure::Stopped))
+                .copy(image, writer, |bytes| pace.step(bytes).map_err(Failure::Stopped))
                 .map_err(ShimError::from);
         }
-        if member == &Member::RootfsDiff {
-            let Some(mut layer) = self.layer.take() else { return Ok(()) };
-            let length = layer.length();
-            let reader = layer.reader().map_err(|error| write_error(error, "read the layer"))?;
+        if let Some((_, spool)) = self.spools.iter_mut().find(|(known, _)| known == member) {
+            let length = spool.length();
+            let reader = spool.reader().map_err(|error| write_error(error, "read the copied files"))?;
             return writer.add_from(member, length, reader).map_err(archive_error);
         }
         if let (Member::Log(_), Some((file, length))) = (member, &self.log) {
@@ -171,10 +198,10 @@ fn log(job: &Job, length: u64) -> Result<Option<(File, u64)>, ShimError> {
     Ok(Some((file, length)))
 }
 
-fn pages_written(work: &Work) -> u64 {
+/// CRIU's statistics; zeros if there are none.
+pub(crate) fn stats(work: &Work) -> DumpStats {
     let file = stasis_sys::path::read_limited(&work.logs.join("stats-dump"), STATS_MAX).unwrap_or_default();
-    let stats = Stats::decode(&file).ok().and_then(|stats| stats.dump);
-    stats.map_or(0, |dump| dump.pages_written + dump.shpages_written)
+    Stats::decode(&file).ok().and_then(|stats| stats.dump).unwrap_or_default()
 }
 
 fn archive_error(error: Error) -> ShimError {

@@ -20,7 +20,7 @@ use rustix::pipe::fcntl_setpipe_size;
 use stasis_shim_api::ShimError;
 use stasis_sys::memory::Populated;
 
-use super::estimate::Estimate;
+use super::estimate::{Estimate, Space};
 use super::exhausted;
 use super::job::internal;
 
@@ -75,6 +75,7 @@ struct Spill {
     dir: OwnedFd,
     length: u64,
     bounce: Vec<u8>,
+    space: Space,
 }
 
 struct Source {
@@ -87,7 +88,7 @@ struct Source {
 
 impl Drain {
     /// Makes the FIFOs in `images`, reserves memory and starts the thread.
-    pub(crate) fn start(images: &Path, estimate: &Estimate, archive: &Path) -> Result<Self, ShimError> {
+    pub(crate) fn start(images: &Path, estimate: &Estimate, archive: &Path, space: Space) -> Result<Self, ShimError> {
         let failed = |error: io::Error| internal(format!("cannot prepare for the memory of the container: {error}"));
         let sources = (1..=estimate.images).map(|number| Source::new(images, number)).collect::<io::Result<Vec<_>>>();
         let sources = sources.map_err(failed)?;
@@ -98,7 +99,7 @@ impl Drain {
         let dir = archive.parent().unwrap_or(Path::new("/"));
         let dir = open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let dir = dir.map_err(|error| failed(error.into()))?;
-        let store = Store { memory, used: 0, spill: Spill { file: None, dir, length: 0, bounce: Vec::new() } };
+        let store = Store { memory, used: 0, spill: Spill { file: None, dir, length: 0, bounce: Vec::new(), space } };
         let done = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
         let told = done.try_clone().map_err(failed)?;
         let work = move || drain(sources, store, &told);
@@ -115,19 +116,19 @@ impl Drain {
 }
 
 impl Drained {
-    /// Writes the content of `image` to `out`; `between` is called between its pieces.
+    /// Writes the content of `image` to `out`; `between` is called before each of its pieces, with the piece's size.
     pub(crate) fn copy<E: From<io::Error>>(
         &self,
         image: &PageImage,
         out: &mut impl Write,
-        mut between: impl FnMut() -> Result<(), E>,
+        mut between: impl FnMut(u64) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut buffer = Vec::new();
         for extent in &image.extents {
             let (mut at, end) = (extent.start, extent.start + extent.length);
             while at < end {
-                between()?;
                 let length = (end - at).min(PIECE) as usize;
+                between(length as u64)?;
                 out.write_all(self.store.piece(extent.in_memory, at, length, &mut buffer)?)?;
                 at += length as u64;
             }
@@ -234,6 +235,7 @@ impl Spill {
             }
         };
         let at = self.length;
+        self.space.check_step(at, length as u64).map_err(io::Error::other)?;
         file.write_all_at(&self.bounce[..length], at)?;
         self.length += length as u64;
         Ok(at)
@@ -281,7 +283,8 @@ mod tests {
         let images = dir.path().join("images");
         std::fs::create_dir(&images).unwrap();
         let estimate = Estimate { bytes, budget: bytes, images: sizes.len() + 2 };
-        let drain = Drain::start(&images, &estimate, &dir.path().join("a.tar")).unwrap();
+        let archive = dir.path().join("a.tar");
+        let drain = Drain::start(&images, &estimate, &archive, Space::beside(&archive, 0)).unwrap();
         let content = |number: usize, size: usize| (0..size).map(|at| (at / 7 + number) as u8).collect::<Vec<u8>>();
         for (index, size) in sizes.iter().enumerate() {
             let path = images.join(format!("pages-{}.img", index + 1));
@@ -291,7 +294,7 @@ mod tests {
         assert_eq!(drained.images.len(), sizes.len(), "the FIFOs that nobody opened are no images");
         for (index, image) in drained.images.iter().enumerate() {
             let mut out = Vec::new();
-            drained.copy(image, &mut out, || Ok::<_, io::Error>(())).unwrap();
+            drained.copy(image, &mut out, |_| Ok::<_, io::Error>(())).unwrap();
             assert_eq!((image.bytes as usize, image.name.clone()), (sizes[index], format!("pages-{}.img", index + 1)));
             assert!(out == content(index, sizes[index]));
         }

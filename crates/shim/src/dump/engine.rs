@@ -7,6 +7,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, WaitOptions, wait};
+use stasis_cgroup::Cgroup;
 use stasis_criu::diagnose;
 use stasis_oci_runtime::{Call, CgroupMode, CheckpointOptions, Runc};
 use stasis_shim_api::{Reason, ShimError};
@@ -15,6 +16,7 @@ use stasis_sys::process::{Pidfd, signal};
 use super::Work;
 use super::job::{Job, internal};
 use super::stop::Stop;
+use crate::careful;
 
 /// How long CRIU may take to let the container go by itself once the runtime above it is gone. Killed in a dump with
 /// established connections it would break them.
@@ -36,13 +38,15 @@ pub(crate) struct Engine {
     status: Option<ExitStatus>,
     /// Whether CRIU may have touched the container.
     past_gate: bool,
+    /// The container, if CRIU may hold connections of it.
+    connections: Option<Cgroup>,
     /// Whether it failed for a reason that passes: a process could not be stopped in time.
     pub(crate) passing: bool,
 }
 
 impl Engine {
     /// Starts the checkpoint; CRIU then waits at the gate.
-    pub(crate) fn start(job: &Job, work: &Work, cgroup_mode: CgroupMode) -> Result<Self, ShimError> {
+    pub(crate) fn start(job: &Job, work: &Work, cgroup: &Cgroup, mode: CgroupMode) -> Result<Self, ShimError> {
         let runc = Runc {
             binary: job.runc.clone(),
             root: job.runc_root.clone(),
@@ -54,15 +58,16 @@ impl Engine {
             work_path: &work.logs,
             leave_running: true,
             tcp_established: job.request.criu.tcp_established,
-            external_unix_sockets: false,
+            external_unix_sockets: job.request.criu.external_unix_sockets,
             file_locks: job.request.criu.file_locks,
-            cgroup_mode: Some(cgroup_mode),
+            cgroup_mode: Some(mode),
         };
         let mut call = runc.checkpoint(&job.request.id, &options);
         call.capture().map_err(internal)?;
         let pid = call.spawn().map_err(engine_error)?;
         let ended = Pidfd::open(pid).map_err(internal)?;
-        Ok(Self { call: Some(call), pid, ended, status: None, past_gate: false, passing: false })
+        let connections = job.request.criu.tcp_established.then(|| cgroup.clone());
+        Ok(Self { call: Some(call), pid, ended, status: None, past_gate: false, connections, passing: false })
     }
 
     /// Waits up to `limit` for the end: whether it has come.
@@ -138,11 +143,30 @@ impl Engine {
                 return;
             }
             if Instant::now() >= give_up {
-                for pid in left {
-                    let _ = signal(pid, Signal::KILL.as_raw());
-                }
+                self.kill(left);
+                return;
             }
             std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Kills `left` and waits for their end.
+    fn kill(&mut self, left: Vec<i32>) {
+        if let Some(cgroup) = &self.connections {
+            let end = Instant::now() + careful::HOLD_LIMIT;
+            while !careful::hold(cgroup) && Instant::now() < end {
+                std::thread::sleep(PAUSE);
+            }
+        }
+        for pid in left {
+            let _ = signal(pid, Signal::KILL.as_raw());
+        }
+        while !children().is_empty() {
+            self.reap(false);
+            std::thread::sleep(PAUSE);
+        }
+        if let Some(cgroup) = &self.connections {
+            careful::end_repair(cgroup);
         }
     }
 }
@@ -167,7 +191,7 @@ fn children() -> Vec<i32> {
 }
 
 /// The end of a log; none if there is none, or it is empty.
-fn read_tail(path: &Path) -> Option<String> {
+pub(crate) fn read_tail(path: &Path) -> Option<String> {
     use std::io::{Seek, SeekFrom};
     let mut file = std::fs::File::open(path).ok()?;
     let size = file.metadata().ok()?.len();

@@ -1,16 +1,15 @@
 //! How much memory a container will give, before it is frozen.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use stasis_cgroup::Cgroup;
+use stasis_criu::preflight::memory_bytes;
 use stasis_shim_api::{Reason, ShimError};
 
 use super::exhausted;
 use super::job::internal;
 
-/// Largest `/proc/<pid>/status` that is read.
-const STATUS_MAX: u64 = 64 * 1024;
 /// Page images beyond one a process: shared memory segments, and processes started until the freeze. Images beyond these
 /// become plain files on the worker's tmpfs.
 const IMAGES_SLACK: usize = 16;
@@ -18,8 +17,10 @@ const IMAGES_SLACK: usize = 16;
 const IMAGES_MAX: usize = 4096;
 /// What the memory may grow by until the freeze, beside an eighth of itself.
 const MEMORY_SLACK: u64 = 8 << 20;
-/// Bytes that must stay free where the archive goes.
+/// Bytes that must stay free where the archive goes, whatever the request says.
 const SPACE_RESERVE: u64 = 64 << 20;
+/// So many bytes may be written between two looks at what is free.
+const SPACE_STEP: u64 = 64 << 20;
 /// Share of the node's free memory that a checkpoint may reserve.
 const BUDGET_SHARE: u64 = 4;
 
@@ -36,43 +37,55 @@ pub(crate) struct Estimate {
 
 impl Estimate {
     /// Looks at the processes in `cgroup`.
-    pub(crate) fn of(cgroup: &Cgroup) -> Result<Self, ShimError> {
+    pub(crate) fn of(cgroup: &Cgroup, buffer_max: Option<u64>) -> Result<Self, ShimError> {
         let processes = cgroup.procs().map_err(internal)?;
         if processes.is_empty() {
             let message = format!("there are no processes in the cgroup {}: nothing to checkpoint", cgroup.path());
             return Err(ShimError { reason: Reason::FailedPrecondition, message });
         }
-        let memory: u64 = processes.iter().map(|pid| resident(*pid)).sum();
+        let memory: u64 = processes.iter().map(|pid| memory_bytes(*pid)).sum();
         Ok(Self {
             bytes: memory + memory / 8 + MEMORY_SLACK,
-            budget: available_memory() / BUDGET_SHARE,
+            budget: (available_memory() / BUDGET_SHARE).min(buffer_max.unwrap_or(u64::MAX)),
             images: (processes.len() + IMAGES_SLACK).min(IMAGES_MAX),
         })
     }
+}
 
-    /// Refuses a checkpoint that will not fit the disk, before anything is frozen.
-    pub(crate) fn check_space(&self, archive: &Path) -> Result<(), ShimError> {
-        let dir = archive.parent().unwrap_or(Path::new("/"));
-        let available = stasis_sys::file::available_bytes(dir);
-        let available = available.map_err(|error| internal(format!("cannot look at {}: {error}", dir.display())))?;
-        if available < self.bytes + SPACE_RESERVE {
+/// What must stay free on the file system of the archive.
+#[derive(Clone, Debug)]
+pub(crate) struct Space {
+    dir: PathBuf,
+    reserve: u64,
+}
+
+impl Space {
+    /// Of the file system on which `archive` will be.
+    pub(crate) fn beside(archive: &Path, reserve: u64) -> Self {
+        let dir = archive.parent().unwrap_or(Path::new("/")).to_owned();
+        Self { dir, reserve: reserve.max(SPACE_RESERVE) }
+    }
+
+    /// Refuses `bytes` that would eat into the reserve.
+    pub(crate) fn check(&self, bytes: u64) -> Result<(), ShimError> {
+        let dir = self.dir.display();
+        let available = stasis_sys::file::available_bytes(&self.dir);
+        let available = available.map_err(|error| internal(format!("cannot look at {dir}: {error}")))?;
+        let needed = bytes.saturating_add(self.reserve);
+        if available < needed {
             return Err(exhausted(format!(
-                "{} has {available} bytes free and the checkpoint needs about {}: free some space, or checkpoint to \
-                 another directory",
-                dir.display(),
-                self.bytes + SPACE_RESERVE
+                "{dir} has {available} bytes free and the checkpoint needs about {needed}, of which {} must stay free: \
+                 free some space, or checkpoint to another directory",
+                self.reserve
             )));
         }
         Ok(())
     }
-}
 
-/// Anonymous, shared and swapped memory of a process in bytes; none of one that has ended. Pages of files are in the
-/// files, and changed private ones count as anonymous.
-fn resident(pid: u32) -> u64 {
-    let status = stasis_sys::path::read_limited(Path::new(&format!("/proc/{pid}/status")), STATUS_MAX);
-    let status = status.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    ["RssAnon:", "RssShmem:", "VmSwap:"].iter().filter_map(|key| kilobytes(&status, key)).sum::<u64>() * 1024
+    /// As [`Space::check`] of nothing more, each time that `written` passes another step.
+    pub(crate) fn check_step(&self, written: u64, length: u64) -> Result<(), ShimError> {
+        if (written + length) / SPACE_STEP > written / SPACE_STEP { self.check(0) } else { Ok(()) }
+    }
 }
 
 /// `MemAvailable`; a node that does not say reserves nothing, and pages go to the disk.
@@ -91,19 +104,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_memory_is_seen() {
-        let grown = vec![1u8; 32 << 20];
-        let seen = resident(std::process::id());
-        assert!(seen >= grown.len() as u64, "{seen}");
-        assert_eq!(resident(u32::MAX), 0);
+    fn free_memory_is_seen() {
         assert!(available_memory() > 0);
     }
 
     #[test]
     fn a_checkpoint_that_cannot_fit_is_refused() {
-        let estimate = Estimate { bytes: u64::MAX / 2, budget: 0, images: 1 };
-        let error = estimate.check_space(Path::new("/tmp/x.tar")).unwrap_err();
+        let space = Space::beside(Path::new("/tmp/x.tar"), 0);
+        space.check(0).unwrap();
+        let error = space.check(u64::MAX / 2).unwrap_err();
         assert_eq!(error.reason, Reason::ResourceExhausted);
         assert!(error.message.contains("/tmp has"), "{error}");
+        // A reserve that is not there any more is found on the way, at the next step.
+        let space = Space::beside(Path::new("/tmp/x.tar"), u64::MAX);
+        space.check_step(0, SPACE_STEP - 1).unwrap();
+        assert_eq!(space.check_step(SPACE_STEP - 1, 1).unwrap_err().reason, Reason::ResourceExhausted);
     }
 }

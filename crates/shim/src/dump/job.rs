@@ -67,6 +67,13 @@ pub(crate) enum Event {
         /// How long it was frozen, in microseconds.
         frozen_us: u64,
     },
+    /// The archive is on its way.
+    Writing {
+        /// Bytes of it that are written.
+        bytes_done: u64,
+        /// Bytes that it will have, about.
+        bytes_total: u64,
+    },
     /// The archive is durable.
     Done {
         /// What it cost.

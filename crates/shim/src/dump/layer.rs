@@ -1,4 +1,4 @@
-//! The writable layer: copied in the same freeze as the memory, compressed afterwards.
+//! The writable layer, and what else is files: copied in the same freeze as the memory, compressed afterwards.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -8,7 +8,8 @@ use std::thread::{self, JoinHandle};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use rustix::fs::{Mode, OFlags, open};
-use stasis_shim_api::ShimError;
+use stasis_checkpoint::Member;
+use stasis_shim_api::{CheckpointRequest, Reason, ShimError, Tree};
 
 use super::exhausted;
 use super::job::internal;
@@ -16,33 +17,65 @@ use super::job::internal;
 /// So much of a layer is kept in memory; most are a few files. More goes to an unnamed file beside the archive.
 const MEMORY_MAX: usize = 64 << 20;
 
-/// The thread that copies the layer.
+/// The thread that copies the layer and the other directories.
 #[derive(Debug)]
 pub(crate) struct Layer {
-    thread: io::Result<JoinHandle<io::Result<Spool>>>,
+    thread: io::Result<JoinHandle<io::Result<Copied>>>,
+}
+
+/// What was copied.
+#[derive(Debug)]
+pub(crate) struct Copied {
+    /// The writable layer, uncompressed.
+    pub(crate) layer: Spool,
+    /// The other directories, as tar archives.
+    pub(crate) trees: Vec<(Member, Spool)>,
+}
+
+/// The directories that a request names, by the members that they become.
+pub(crate) fn trees(request: &CheckpointRequest) -> Result<Vec<(Member, Tree)>, ShimError> {
+    let member = |tree: &Tree| match Member::parse(&tree.member) {
+        Some(member @ (Member::DevShm | Member::Volume(_))) => Ok((member, tree.clone())),
+        _ => Err(ShimError {
+            reason: Reason::FailedPrecondition,
+            message: format!("{:?} is no member of an archive for a directory", tree.member),
+        }),
+    };
+    request.trees.iter().map(member).collect()
 }
 
 impl Layer {
-    /// Starts to cut the layer whose upper directory is `upper`.
-    pub(crate) fn start(upper: &Path, archive: &Path) -> Self {
-        let (upper, mut spool) = (upper.to_owned(), Spool::beside(archive));
+    /// Starts to cut the layer whose upper directory is `upper`, and to copy `trees`.
+    pub(crate) fn start(upper: &Path, trees: Vec<(Member, Tree)>, archive: &Path) -> Self {
+        let (upper, archive) = (upper.to_owned(), archive.to_owned());
         let copy = move || {
-            stasis_snapshot::write_diff(&upper, &mut spool).map_err(io::Error::other)?;
-            Ok(spool)
+            let spool = |dir: &Path| {
+                let mut spool = Spool::beside(&archive);
+                let stats = stasis_snapshot::write_diff(dir, &mut spool).map_err(io::Error::other)?;
+                Ok::<_, io::Error>((spool, stats.entries))
+            };
+            let mut copied = Copied { layer: spool(&upper)?.0, trees: Vec::new() };
+            for (member, tree) in trees {
+                let (spool, entries) = spool(&tree.dir)?;
+                if entries > 0 || !tree.skip_empty {
+                    copied.trees.push((member, spool));
+                }
+            }
+            Ok(copied)
         };
         Self { thread: thread::Builder::new().name("layer".to_owned()).spawn(copy) }
     }
 
-    /// Waits until the layer is copied.
-    pub(crate) fn finish(self) -> Result<Spool, ShimError> {
+    /// Waits until all is copied.
+    pub(crate) fn finish(self) -> Result<Copied, ShimError> {
         let copied = self
             .thread
             .and_then(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked"))));
         copied.map_err(|error| match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                exhausted(format!("no space for the container's writable layer: {error}"))
+                exhausted(format!("no space for the container's files: {error}"))
             }
-            _ => internal(format!("cannot copy the container's writable layer: {error}")),
+            _ => internal(format!("cannot copy the container's files: {error}")),
         })
     }
 }

@@ -30,6 +30,8 @@ use std::time::Instant;
 
 use rustix::process::{Signal, setpriority_process};
 use stasis_cgroup::{Cgroup, Cgroups, Mode};
+use stasis_checkpoint::Written;
+use stasis_criu::preflight::{Allowed, GHOST_LIMIT, Severity, examine};
 use stasis_criu::{NetworkLock, OperationConfig, kdat};
 use stasis_shim_api::{CheckpointReport, Reason, ShimError};
 use stasis_sys::{mount, process, thread};
@@ -37,7 +39,7 @@ use stasis_sys::{mount, process, thread};
 use archive::Parts;
 use drain::Drain;
 use engine::Engine;
-use estimate::Estimate;
+use estimate::{Estimate, Space};
 use frozen::Frozen;
 use gate::Gate;
 use job::{Event, Job, internal};
@@ -67,21 +69,26 @@ const ATTEMPTS: u32 = 3;
 /// take a tenth of a second.
 const STOP_SECONDS: u32 = 3;
 
+/// So many findings fit an error message that is still read; `stasis checkpoint preflight` shows all.
+const FINDINGS_MAX: usize = 5;
+
 fn run(job: &Job, started: Instant) -> Result<CheckpointReport, ShimError> {
     let stop = Stop::new(started, job.request.timeout_ms)?;
     let cgroups = Cgroups::probe().map_err(internal)?;
     let cgroup = cgroups.at(&job.cgroup);
     prepare(job)?;
-    let estimate = Estimate::of(&cgroup)?;
-    estimate.check_space(&job.request.archive)?;
+    let estimate = Estimate::of(&cgroup, job.request.buffer_max)?;
+    let space = Space::beside(&job.request.archive, job.request.space_reserve);
+    space.check(estimate.bytes)?;
+    check_possible(job, &cgroup)?;
     let mode = cgroup_mode(job, cgroups.mode());
     let mut attempt = 1;
     let (work, parts, frozen) = loop {
         let work = Work::create(&job.work_dir.join(attempt.to_string()))?;
-        match dump(job, &work, &cgroup, mode, &estimate, &stop) {
+        match dump(job, &work, &cgroup, mode, &Room { estimate, space: &space }, &stop) {
             Ok((parts, frozen)) => break (work, parts, frozen),
             Err(failed) if failed.passing && attempt < ATTEMPTS => attempt += 1,
-            Err(failed) => return Err(failed.error),
+            Err(failed) => return Err(keep_log(job, &work, failed.error)),
         }
     };
     let hold = if job.request.leave_running {
@@ -90,7 +97,36 @@ fn run(job: &Job, started: Instant) -> Result<CheckpointReport, ShimError> {
     } else {
         Some(frozen)
     };
-    finish(job, &work, parts, &stop, hold, &cgroup, started)
+    let written = finish(job, &work, parts, &space, &stop, hold, &cgroup)?;
+    Ok(report(&work, written, started))
+}
+
+/// Refuses what CRIU would refuse, while nothing is frozen yet.
+fn check_possible(job: &Job, cgroup: &Cgroup) -> Result<(), ShimError> {
+    let criu = &job.request.criu;
+    let allowed = Allowed {
+        tcp: criu.tcp_established || criu.tcp_close,
+        file_locks: criu.file_locks,
+        link_remap: criu.link_remap,
+        ghost_limit: criu.ghost_limit.unwrap_or(GHOST_LIMIT),
+    };
+    let findings = examine(&cgroup.procs().map_err(internal)?, &allowed);
+    let blocks: Vec<_> = findings.iter().filter(|finding| finding.severity == Severity::Blocks).collect();
+    if blocks.is_empty() {
+        return Ok(());
+    }
+    let mut lines: Vec<String> = blocks.iter().take(FINDINGS_MAX).map(ToString::to_string).collect();
+    if blocks.len() > FINDINGS_MAX {
+        lines.push(format!("and {} more", blocks.len() - FINDINGS_MAX));
+    }
+    let message = format!("the container cannot be checkpointed now, and was not frozen: {}", lines.join("; "));
+    Err(ShimError { reason: Reason::FailedPrecondition, message })
+}
+
+/// What there is for the memory of the container.
+struct Room<'a> {
+    estimate: Estimate,
+    space: &'a Space,
 }
 
 /// Why one attempt failed; the container runs again.
@@ -112,19 +148,20 @@ fn dump(
     work: &Work,
     cgroup: &Cgroup,
     mode: stasis_oci_runtime::CgroupMode,
-    estimate: &Estimate,
+    room: &Room<'_>,
     stop: &Stop,
 ) -> Result<(Parts, Frozen), Failed> {
+    let trees = layer::trees(&job.request)?;
     let gate = Gate::close(&job.bundle, &work.gate)?;
-    let mut engine = Engine::start(job, work, mode)?;
-    let drain = Drain::start(&work.images, estimate, &job.request.archive)?;
+    let mut engine = Engine::start(job, work, cgroup, mode)?;
+    let drain = Drain::start(&work.images, &room.estimate, &job.request.archive, room.space.clone())?;
     // CRIU has started meanwhile and waits for its configuration.
     let open = match gate.wait(&mut engine, stop)? {
         Some(open) => open,
         None => return Err(engine.failure(&work.logs).into()),
     };
     let frozen = Frozen::freeze(cgroup, stop)?;
-    let layer = Layer::start(&job.request.upper, &job.request.archive);
+    let layer = Layer::start(&job.request.upper, trees, &job.request.archive);
     open.let_through(&config(job).text().map_err(internal)?)?;
     if let Err(error) = engine.finish(stop, &work.logs) {
         drop(frozen);
@@ -136,7 +173,7 @@ fn dump(
     let log_bytes = job.request.log.as_deref().map_or(0, archive::log_size);
     let drained = drain.finish()?;
     frozen.check(cgroup)?;
-    Ok((Parts { layer: layer?, drained, log_bytes }, frozen))
+    Ok((Parts { copied: layer?, drained, log_bytes }, frozen))
 }
 
 /// Writes the archive while the container runs again, or before it is ended.
@@ -144,24 +181,47 @@ fn finish(
     job: &Job,
     work: &Work,
     parts: Parts,
+    space: &Space,
     stop: &Stop,
     hold: Option<Frozen>,
     cgroup: &Cgroup,
-    started: Instant,
-) -> Result<CheckpointReport, ShimError> {
+) -> Result<Written, ShimError> {
     let _ = setpriority_process(None, 0);
-    let written = archive::write(job, work, parts, stop)?;
+    let written = archive::write(job, work, parts, space, stop)?;
     if let Some(hold) = hold {
         // Not one instruction runs after the checkpoint.
         cgroup.kill_all().map_err(internal)?;
         hold.thaw()?;
     }
-    Ok(CheckpointReport {
+    Ok(written)
+}
+
+fn report(work: &Work, written: Written, started: Instant) -> CheckpointReport {
+    let stats = archive::stats(work);
+    CheckpointReport {
         frozen_us: frozen::last_us(),
         total_us: job::micros(started.elapsed()),
         archive_bytes: written.bytes,
-        pages_written: written.pages,
-    })
+        pages_written: stats.pages_written + stats.shpages_written,
+        freezing_us: stats.freezing_time,
+        criu_frozen_us: stats.frozen_time,
+        memory_dump_us: stats.memdump_time,
+        memory_write_us: stats.memwrite_time,
+        digest: written.digest,
+        diff_id: written.diff_id,
+    }
+}
+
+/// Keeps CRIU's log where the caller wants it, and says so in the error.
+fn keep_log(job: &Job, work: &Work, mut error: ShimError) -> ShimError {
+    let Some(path) = &job.request.failure_log else { return error };
+    let Some(log) = engine::read_tail(&work.logs.join("dump.log")) else { return error };
+    let kept = stasis_sys::file::write_atomic(path, log.as_bytes(), 0o600);
+    match kept {
+        Ok(()) => error.message.push_str(&format!("; the log of CRIU is {}", path.display())),
+        Err(failed) => error.message.push_str(&format!("; the log of CRIU could not be kept: {failed}")),
+    }
+    error
 }
 
 /// Where the worker keeps things, all below one tmpfs.
@@ -230,16 +290,25 @@ fn config(job: &Job) -> OperationConfig {
         network_lock: if outside && options.tcp_established { NetworkLock::Nftables } else { NetworkLock::Skip },
         file_locks: options.file_locks,
         tcp_established: options.tcp_established,
+        tcp_close: options.tcp_close,
+        skip_in_flight: options.skip_in_flight,
+        link_remap: options.link_remap,
+        shell_job: options.shell_job,
+        external_unix_sockets: options.external_unix_sockets,
+        skip_mounts: options.skip_mounts.clone(),
+        ghost_limit: options.ghost_limit,
         stop_seconds: Some(STOP_SECONDS),
         ..OperationConfig::default()
     }
 }
 
 /// A private cgroup namespace is lost unless its cgroups are recorded (`soft`); without one, recording them costs 7 ms
-/// of freeze on version 1.
+/// of freeze on version 1. Other runtimes restore with `soft` and fail without the record.
 fn cgroup_mode(job: &Job, mode: Mode) -> stasis_oci_runtime::CgroupMode {
     match mode {
-        Mode::V1 if !job.has_cgroup_namespace() => stasis_oci_runtime::CgroupMode::Ignore,
+        Mode::V1 if !job.request.criu.record_cgroups && !job.has_cgroup_namespace() => {
+            stasis_oci_runtime::CgroupMode::Ignore
+        }
         _ => stasis_oci_runtime::CgroupMode::Soft,
     }
 }

@@ -1,5 +1,6 @@
-//! `checkpoint create`, `checkpoint to-image`, `checkpoint inspect`.
+//! `checkpoint create`, `checkpoint preflight`, `checkpoint to-image`, `checkpoint inspect`.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
@@ -8,10 +9,11 @@ use serde::Serialize;
 use serde_json::Value;
 use stasis_cri_api::stasis::{
     CheckpointResult, CheckpointToImageRequest, CreateCheckpointRequest, InspectCheckpointRequest,
+    PreflightCheckpointRequest, PruneCheckpointsRequest,
 };
 use tokio_stream::StreamExt as _;
 
-use super::{Done, absolute, images};
+use super::{Done, absolute, images, stored};
 use crate::cli::{Checkpoint, Global};
 use crate::client::{Client, limited};
 use crate::failure::{Failure, Result, printable};
@@ -23,13 +25,43 @@ use crate::units::{micros, size};
 /// Time that a checkpoint takes beyond its limit, in which the daemon undoes it and answers.
 const UNDO_MARGIN: Duration = Duration::from_secs(30);
 
+/// Exit code where a checkpoint would fail.
+const IMPOSSIBLE: u8 = 1;
+
 pub(crate) async fn run(global: &Global, output: Output, command: Checkpoint) -> Done {
     match command {
-        Checkpoint::Create { container, archive, stop } => {
-            create(&Client::connect(global).await?, output, &container, &archive, stop).await?;
+        Checkpoint::Create { container, archive, image, push, self_contained, credentials, stop, option } => {
+            let client = Client::connect(global).await?;
+            let request = CreateCheckpointRequest {
+                container: lookup::container(&client, &container).await?,
+                path: archive.as_deref().map(absolute).transpose()?.unwrap_or_default(),
+                options: options(&option, stop),
+                timeout_seconds: client.timeout_seconds(),
+                image: image.unwrap_or_default(),
+                push,
+                credentials: images::credentials(credentials)?,
+                self_contained,
+            };
+            create(&client, output, &container, request).await?;
         }
-        Checkpoint::ToImage { archive, reference } => {
-            to_image(&Client::connect(global).await?, output, &archive, reference).await?;
+        Checkpoint::Preflight { container, option, directory } => {
+            return preflight(&Client::connect(global).await?, output, &container, &option, directory.as_deref()).await;
+        }
+        Checkpoint::Ls => stored::list(&Client::connect(global).await?, output).await?,
+        Checkpoint::Rm { checkpoints } => stored::remove(&Client::connect(global).await?, output, checkpoints).await?,
+        Checkpoint::Prune { keep, max_age, dry_run } => {
+            let request = PruneCheckpointsRequest {
+                keep: keep.unwrap_or_default(),
+                max_age_seconds: max_age.unwrap_or_default(),
+                dry_run,
+            };
+            stored::prune(&Client::connect(global).await?, output, request).await?;
+        }
+        Checkpoint::Pin { checkpoint, unpin } => {
+            stored::pin(&Client::connect(global).await?, output, checkpoint, unpin).await?;
+        }
+        Checkpoint::ToImage { archive, reference, self_contained } => {
+            to_image(&Client::connect(global).await?, output, &archive, reference, self_contained).await?;
         }
         Checkpoint::Inspect { source } => {
             let value = match local(&source)? {
@@ -42,20 +74,24 @@ pub(crate) async fn run(global: &Global, output: Output, command: Checkpoint) ->
     Ok(0)
 }
 
-async fn create(client: &Client, output: Output, container: &str, archive: &Path, stop: bool) -> Result<()> {
-    let request = CreateCheckpointRequest {
-        container: lookup::container(client, container).await?,
-        path: absolute(archive)?,
-        stop,
-        timeout_seconds: client.timeout_seconds(),
-    };
+/// Options by name; one without a value is switched on.
+fn options(given: &[String], stop: bool) -> HashMap<String, String> {
+    let stop = stop.then(|| ("leave-running".to_owned(), "false".to_owned()));
+    let given = given.iter().map(|option| {
+        let (name, value) = option.split_once('=').unwrap_or((option, "true"));
+        (name.to_owned(), value.to_owned())
+    });
+    given.chain(stop).collect()
+}
+
+async fn create(client: &Client, output: Output, container: &str, request: CreateCheckpointRequest) -> Result<()> {
     let what = format!("checkpoint {container}");
     let mut progress = Progress::new(output);
     let limit = Some(client.timeout_seconds()).filter(|s| *s > 0);
     let limit = limit.map(|s| Duration::from_secs(s.into()) + UNDO_MARGIN);
     let result = limited(&what, limit, follow(client, request, &what, &mut progress)).await;
     progress.finish();
-    print_created(output, container, &result?, stop)
+    print_created(output, container, &result?)
 }
 
 async fn follow(
@@ -82,33 +118,96 @@ async fn follow(
     Err(Failure::Answer(format!("{what}: the reports ended without a result")))
 }
 
-fn print_created(output: Output, container: &str, result: &CheckpointResult, stopped: bool) -> Result<()> {
+fn print_created(output: Output, container: &str, result: &CheckpointResult) -> Result<()> {
     #[derive(Serialize)]
     struct Outcome<'a> {
         path: &'a str,
         size_bytes: u64,
         frozen_us: u64,
         total_us: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        image: Option<Image<'a>>,
     }
+    #[derive(Serialize)]
+    struct Image<'a> {
+        id: &'a str,
+        digest: &'a str,
+        references: &'a [String],
+    }
+    let made = result.image.as_ref();
+    let place = made.and_then(|image| image.references.first()).unwrap_or(&result.path);
     let outcome = Outcome {
+        image: made.map(|image| Image { id: &image.image_id, digest: &image.digest, references: &image.references }),
         path: &result.path,
         size_bytes: result.size_bytes,
         frozen_us: result.frozen_us,
         total_us: result.total_us,
     };
-    let after = if stopped { "it has been stopped" } else { "it runs on" };
+    let after = if result.left_running { "it runs on" } else { "it has been stopped" };
     let human = format!(
         "checkpointed {container} to {} ({}): frozen for {}, done in {}; {after}",
-        result.path,
+        place,
         size(result.size_bytes),
         micros(result.frozen_us),
         micros(result.total_us),
     );
-    output.item(&outcome, &human, &result.path)
+    output.item(&outcome, &human, place)
 }
 
-async fn to_image(client: &Client, output: Output, archive: &Path, reference: String) -> Result<()> {
-    let request = CheckpointToImageRequest { path: absolute(archive)?, reference: reference.clone() };
+/// Shows what stands in the way of a checkpoint; the exit code says whether it would fail.
+async fn preflight(
+    client: &Client,
+    output: Output,
+    container: &str,
+    option: &[String],
+    directory: Option<&Path>,
+) -> Done {
+    let request = PreflightCheckpointRequest {
+        container: lookup::container(client, container).await?,
+        options: options(option, false),
+        directory: directory.map(absolute).transpose()?.unwrap_or_default(),
+    };
+    let mut admin = client.admin.clone();
+    let call = admin.preflight_checkpoint(request);
+    let answer = client.call(format!("look whether {container} can be checkpointed"), call).await?;
+    let found: Value = serde_json::from_str(&answer.json).map_err(|e| Failure::Answer(e.to_string()))?;
+    output.item(&found, &describe_preflight(container, &found), found["container_id"].as_str().unwrap_or_default())?;
+    Ok(if found["possible"] == true { 0 } else { IMPOSSIBLE })
+}
+
+fn describe_preflight(container: &str, found: &Value) -> String {
+    let number = |key: &str| found[key].as_u64().unwrap_or_default();
+    let can = if found["possible"] == true { "can" } else { "cannot" };
+    let mut out = format!(
+        "{} {can} be checkpointed now: {} processes, about {} of memory\n",
+        printable(container),
+        number("processes"),
+        size(number("memory_bytes"))
+    );
+    for finding in found["findings"].as_array().into_iter().flatten() {
+        let text = |key: &str| printable(finding[key].as_str().unwrap_or_default());
+        let place = match (finding["pid"].as_u64(), finding["descriptor"].as_u64()) {
+            (Some(pid), Some(descriptor)) => format!("process {pid} ({}), descriptor {descriptor}: ", text("command")),
+            (Some(pid), None) => format!("process {pid} ({}): ", text("command")),
+            _ => String::new(),
+        };
+        let (severity, code) = (text("severity"), text("code"));
+        out.push_str(&format!("\n{severity:<7}{code}\n"));
+        out.push_str(&format!("       {place}{}\n", text("found")));
+        out.push_str(&format!("       {}. {}\n", text("meaning"), text("remedy")));
+    }
+    out
+}
+
+async fn to_image(
+    client: &Client,
+    output: Output,
+    archive: &Path,
+    reference: String,
+    self_contained: bool,
+) -> Result<()> {
+    let path = absolute(archive)?;
+    let request = CheckpointToImageRequest { path, reference: reference.clone(), self_contained };
     let mut admin = client.admin.clone();
     let what = format!("make an image of {}", archive.display());
     let result = images::follow(client, output, &what, admin.checkpoint_to_image(request)).await?;
@@ -207,6 +306,24 @@ mod tests {
         });
         insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
             insta::assert_snapshot!("inspection", describe(&value));
+        });
+    }
+
+    #[test]
+    fn a_preflight_for_people() {
+        let value = json!({
+            "container_id": "ab".repeat(32), "possible": false, "processes": 2, "memory_bytes": 12_345_678,
+            "findings": [
+                {"severity": "blocks", "code": "tcp-established", "pid": 4711, "command": "redis-server",
+                 "descriptor": 8, "found": "TCP 10.1.0.2:6379 to 10.1.0.9:50000", "meaning": "a TCP connection is open",
+                 "remedy": "Checkpoint with tcp-established=true."},
+                {"severity": "blocks", "code": "criu", "pid": null, "command": "", "descriptor": null,
+                 "found": "criu is not in /usr/bin", "meaning": "this node cannot checkpoint at all",
+                 "remedy": "See `stasis doctor`."},
+            ],
+        });
+        insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_snapshot!("preflight", describe_preflight("web/redis", &value));
         });
     }
 

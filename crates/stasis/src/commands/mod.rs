@@ -8,6 +8,7 @@ mod logs;
 mod pods;
 mod reference;
 mod restore;
+mod stored;
 
 use serde::Serialize;
 

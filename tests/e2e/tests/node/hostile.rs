@@ -30,7 +30,7 @@ fn a_failed_checkpoint_leaves_the_container_counting() {
     });
 }
 
-/// An established TCP connection is refused by CRIU unless it is asked to keep it.
+/// An established TCP connection is refused unless it is asked to keep it.
 async fn connected_container(stage: &mut Stage, pod: &Pod) -> Result<()> {
     let connect = "sleep 1000 | nc -l -p 7777 & sleep 0.5; sleep 1000 | nc 127.0.0.1 7777 & ";
     let container = stage.script(pod, "connected", &format!("{connect}{COUNT}")).await?;
@@ -43,7 +43,7 @@ async fn connected_container(stage: &mut Stage, pod: &Pod) -> Result<()> {
     .await?;
     let before = archives(stage)?;
     let (code, message) = refusal(stage.node.cri.checkpoint(&container, &stage.archive("no.tar")).await)?;
-    assert_eq!(code, Code::Internal, "{message}");
+    assert_eq!(code, Code::FailedPrecondition, "{message}");
     assert!(message.to_lowercase().contains("tcp"), "what CRIU said, and what to do: {message}");
     assert_eq!(archives(stage)?, before, "a partial archive is left");
     goes_on(stage, &container).await

@@ -2,13 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod always_thawed;
 mod checkpoint;
 mod daemon_dies;
 mod forged;
 mod gone;
 mod hostile;
+mod kept;
 mod life;
+mod options;
+mod peers;
 mod refusals;
 mod security;
 mod shim_dies;
 mod travel;
+mod workloads;

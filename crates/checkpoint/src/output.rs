@@ -1,0 +1,169 @@
+//! Where an archive's bytes go: past the page cache, and on their way compressed and hashed if that is asked for.
+
+use std::fs::File;
+use std::io::{self, Write};
+
+use sha2::{Digest, Sha256};
+
+use crate::direct::DirectWriter;
+use crate::image::sha256_name;
+
+/// In which form an archive is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Form {
+    /// Compress it by zstd; none to leave it plain, which every reader takes.
+    pub zstd: Option<Zstd>,
+    /// Find the digests that an image needs.
+    pub digest: bool,
+}
+
+/// How to compress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Zstd {
+    /// zstd's own level.
+    pub level: i32,
+    /// Threads beside the one that writes.
+    pub threads: u32,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Size of the file.
+    pub bytes: u64,
+    /// `sha256:…` of the file, if digests were asked for.
+    pub digest: Option<String>,
+    /// The same of the archive before its compression.
+    pub diff_id: Option<String>,
+}
+
+/// The file, and what is done with the bytes before.
+pub(crate) enum Output {
+    Plain(Hashed),
+    Zstd { encoder: Box<zstd::Encoder<'static, Hashed>>, plain: Option<Sha256> },
+}
+
+impl std::fmt::Debug for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Plain(_) => "Plain",
+            Self::Zstd { .. } => "Zstd",
+        })
+    }
+}
+
+impl Output {
+    /// Writes into `file`, which is empty; `expected` bytes are reserved, if they go there as they are.
+    pub(crate) fn new(file: File, expected: u64, form: Form) -> io::Result<Self> {
+        let hash = || form.digest.then(Sha256::new);
+        let reserved = if form.zstd.is_some() { 0 } else { expected };
+        let file = Hashed { file: DirectWriter::new(file, reserved)?, hash: hash() };
+        let Some(zstd) = form.zstd else { return Ok(Self::Plain(file)) };
+        let mut encoder = zstd::Encoder::new(file, zstd.level)?;
+        encoder.multithread(zstd.threads)?;
+        Ok(Self::Zstd { encoder: Box::new(encoder), plain: hash() })
+    }
+
+    /// Where in the file the next byte goes; none where that means nothing.
+    pub(crate) fn position(&self) -> Option<u64> {
+        match self {
+            Self::Plain(file) => Some(file.file.position()),
+            Self::Zstd { .. } => None,
+        }
+    }
+
+    /// Makes everything durable.
+    pub(crate) fn finish(self) -> io::Result<Written> {
+        match self {
+            Self::Plain(file) => {
+                let (bytes, digest) = file.finish()?;
+                Ok(Written { bytes, diff_id: digest.clone(), digest })
+            }
+            Self::Zstd { encoder, plain } => {
+                let (bytes, digest) = encoder.finish()?.finish()?;
+                Ok(Written { bytes, digest, diff_id: plain.map(|hash| sha256_name(&hash.finalize())) })
+            }
+        }
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(file) => file.write(bytes),
+            Self::Zstd { encoder, plain } => {
+                let written = encoder.write(bytes)?;
+                if let Some(hash) = plain {
+                    hash.update(&bytes[..written]);
+                }
+                Ok(written)
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A file and the hash of what is in it.
+pub(crate) struct Hashed {
+    file: DirectWriter,
+    hash: Option<Sha256>,
+}
+
+impl Hashed {
+    fn finish(self) -> io::Result<(u64, Option<String>)> {
+        let bytes = self.file.position();
+        self.file.finish()?;
+        Ok((bytes, self.hash.map(|hash| sha256_name(&hash.finalize()))))
+    }
+}
+
+impl Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        if let Some(hash) = &mut self.hash {
+            hash.update(&bytes[..written]);
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    fn check(form: Form) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let content: Vec<u8> = (0..9_000_001u32).map(|at| (at / 900) as u8).collect();
+        let mut output = Output::new(File::create(&path).unwrap(), 0, form).unwrap();
+        content.chunks(1_234_567).for_each(|chunk| output.write_all(chunk).unwrap());
+        let written = output.finish().unwrap();
+        let file = std::fs::read(&path).unwrap();
+        assert_eq!(written.bytes, file.len() as u64);
+        let digest_of = |bytes: &[u8]| form.digest.then(|| sha256_name(&Sha256::digest(bytes)));
+        assert_eq!((written.digest, written.diff_id), (digest_of(&file), digest_of(&content)));
+        let mut read = Vec::new();
+        match form.zstd {
+            Some(_) => zstd::Decoder::new(&file[..]).unwrap().read_to_end(&mut read).map(drop).unwrap(),
+            None => read = file,
+        }
+        assert!(read == content);
+    }
+
+    #[test]
+    fn what_is_written_is_compressed_and_hashed_as_asked() {
+        check(Form::default());
+        check(Form { zstd: None, digest: true });
+        check(Form { zstd: Some(Zstd { level: 1, threads: 0 }), digest: false });
+        check(Form { zstd: Some(Zstd { level: -3, threads: 2 }), digest: true });
+    }
+}

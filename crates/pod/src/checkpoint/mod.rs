@@ -1,0 +1,382 @@
+//! The archive of a running container: CRI CheckpointContainer, and the same with the options that CRI has no fields for.
+//!
+//! The daemon contributes what it knows about the container; the shim freezes, and writes. No memory of the container
+//! passes through the daemon.
+
+mod image;
+mod index;
+mod limits;
+mod options;
+mod preflight;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stasis_checkpoint::{ContainerDescription, Digests, ImageDescription, Member, MountDescription, PodDescription};
+use stasis_cri_api::runtime::PodSandboxConfig;
+use stasis_shim_api::{CheckpointRequest, Tree, layout};
+use stasis_task::Sandbox;
+use tracing::info;
+
+pub use self::image::ImageTarget;
+pub use self::index::{CheckpointEntry, Keep, Retention};
+pub use self::limits::CheckpointLimits;
+pub(crate) use self::limits::Queue;
+use self::limits::{Turn, check_location};
+use self::options::Settings;
+pub use self::options::{ANNOTATION_PREFIX, CheckpointPolicy, OPTIONS};
+pub use self::preflight::Preflight;
+
+use crate::error::{Error, IoContext as _, Kind, Result};
+use crate::exec::read_spec;
+use crate::pods::{Container, Pods, RestoreLevel};
+use crate::record::{ContainerRecord, now};
+use crate::sandbox::SANDBOX_RUNTIME;
+use crate::state::{Operation, admit};
+
+/// Directory of the archive's first members below the bundle, while a checkpoint is made.
+const MEMBERS: &str = "checkpoint-members";
+/// How often the shim is asked how far it is: more often than anybody looks.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
+/// Digits of a checkpoint's ID: enough to be unique on a node, and few enough to type.
+const ID_DIGITS: usize = 12;
+/// Directory of the logs of CRIU that were kept, below the root directory; one a container.
+const FAILURE_LOGS: &str = "checkpoint-logs";
+/// What the kubelet's own test of nodes takes as "this node cannot do it" (containerd's words).
+const UNSUPPORTED: &str = "checkpoint/restore support not available";
+
+/// What a checkpoint is to be.
+#[derive(Clone, Debug)]
+pub struct CheckpointOptions {
+    /// Container ID, or a unique prefix of one.
+    pub container_id: String,
+    /// Absolute path of the archive.
+    pub location: PathBuf,
+    /// Time after which the container runs again in any case; none for the configured maximum.
+    pub timeout: Option<Duration>,
+    /// What [`OPTIONS`] lists, by name: the caller's choice, which comes before the pod's and the configuration's.
+    pub options: BTreeMap<String, String>,
+    /// Who is told now and then how far it is.
+    pub progress: Option<Progress>,
+}
+
+/// Is told the phase (`waiting`, `preparing`, `frozen`, `writing`), the bytes written, and the bytes there will be or 0.
+#[derive(Clone)]
+pub struct Progress(pub Arc<dyn Fn(&str, u64, u64) + Send + Sync>);
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Progress")
+    }
+}
+
+/// What a checkpoint cost.
+#[derive(Clone, Debug)]
+pub struct CheckpointReport {
+    /// Path of the archive.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// How long the container did not run.
+    pub frozen: Duration,
+    /// The whole operation.
+    pub total: Duration,
+    /// Whether the container runs on.
+    pub left_running: bool,
+    pub(crate) digests: Option<Digests>,
+    /// Reference of the image that the pod or the configuration asks for beside the archive.
+    image: Option<String>,
+    /// The row in the index, but for where it lies.
+    pub(crate) entry: CheckpointEntry,
+}
+
+impl Pods {
+    /// Writes the checkpoint of a running container to an archive. The container runs on, unless it is to be stopped.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` unless it runs and nothing else holds it; `DeadlineExceeded` when the time is up;
+    /// `ResourceExhausted` without space; `Internal` with CRIU's diagnosis. After every error the container runs as
+    /// before, and no part of an archive is left.
+    pub async fn checkpoint_container(&self, options: CheckpointOptions) -> Result<CheckpointReport> {
+        check_location(&options.location)?;
+        let pods = self.clone();
+        let report = self.checkpoint_detached(options, false).await?;
+        // A caller that has left meanwhile does not undo what is durable.
+        let image = report.image.clone();
+        self.detached(async move {
+            pods.remember_archive(&report).await?;
+            if let Some(reference) = image {
+                let target = ImageTarget { reference, self_contained: false };
+                pods.make_image(&report.path, &target, report.digests.clone(), |_| {}).await?;
+                pods.remember_image(&report, &target.reference).await?;
+            }
+            Ok(report)
+        })
+        .await
+    }
+
+    /// As [`Pods::checkpoint_container`], with the digests that an image needs, and not entered in the index.
+    async fn checkpoint_with_digests(&self, options: CheckpointOptions) -> Result<CheckpointReport> {
+        self.checkpoint_detached(options, true).await
+    }
+
+    async fn checkpoint_detached(&self, options: CheckpointOptions, digest: bool) -> Result<CheckpointReport> {
+        let container = self.container(&options.container_id)?;
+        let pods = self.clone();
+        self.detached(async move {
+            let _operation = container.operation.try_lock().map_err(|_| {
+                Error::precondition(format!(
+                    "container {} is held by another operation: try again after it",
+                    container.id
+                ))
+            })?;
+            let made = pods.checkpoint(&container, &options, digest).await;
+            let members = pods.bundle(&container.pod_id, &container.id).join(MEMBERS);
+            crate::pods::remove_tree(&members).await.doing(format_args!("remove {}", members.display()))?;
+            made.map_err(|error| error.context(format_args!("checkpoint of container {}", container.id)))
+        })
+        .await
+    }
+
+    async fn checkpoint(
+        &self,
+        container: &Arc<Container>,
+        options: &CheckpointOptions,
+        digest: bool,
+    ) -> Result<CheckpointReport> {
+        let started = Instant::now();
+        self.allow_checkpoint()?;
+        admit(Operation::Checkpoint, container.record().phase(), &container.id)?;
+        let pod = self.pod(&container.pod_id)?;
+        let (handler, runtime) = self.handler(&pod.record().handler)?;
+        let pod_config = pod.record().config.clone().unwrap_or_default();
+        let settings = Settings::resolve(&runtime.checkpoint, &pod_config.annotations, &options.options)?;
+        if runtime.runtime != SANDBOX_RUNTIME {
+            return Err(Error::precondition(format!(
+                "containers of the runtime handler {handler:?} cannot be checkpointed: its shim is {}, and only \
+                 {SANDBOX_RUNTIME} writes archives",
+                runtime.runtime
+            )));
+        }
+        let sandbox = pod
+            .sandbox()
+            .ok_or_else(|| Error::new(Kind::Unavailable, format!("container {} has no shim any more", container.id)))?;
+        if let Some(Progress(tell)) = &options.progress {
+            tell("waiting", 0, 0);
+        }
+        let turn = self.checkpoints.turn(self.timeout(options.timeout)).await?;
+        let record = container.record().clone();
+        let members = self.bundle(&pod.id, &container.id).join(MEMBERS);
+        std::fs::create_dir_all(&members).doing(format_args!("make {}", members.display()))?;
+        self.describe(&record, &pod_config)?
+            .write_members(&members, settings.profile)
+            .map_err(|error| Error::internal(error.to_string()))?;
+        let trees = self.trees(&settings, &record)?;
+        let image = settings.image.clone();
+        let mut request = self.request(&record, &options.location, members, trees, settings, &turn)?;
+        request.digest |= digest;
+        let report = {
+            let work = sandbox.checkpoint(&request);
+            let watch = watch(&sandbox, &container.id, options.progress.as_ref());
+            tokio::select! {
+                report = work => report?,
+                never = watch => match never {},
+            }
+        };
+        drop(turn);
+        info!(
+            container = container.id,
+            archive = %options.location.display(),
+            bytes = report.archive_bytes,
+            pages = report.pages_written,
+            frozen_us = report.frozen_us,
+            criu_freezing_us = report.freezing_us,
+            criu_frozen_us = report.criu_frozen_us,
+            memory_dump_us = report.memory_dump_us,
+            memory_write_us = report.memory_write_us,
+            worker_us = report.total_us,
+            "checkpointed"
+        );
+        Ok(CheckpointReport {
+            path: options.location.clone(),
+            size_bytes: report.archive_bytes,
+            frozen: Duration::from_micros(report.frozen_us),
+            total: started.elapsed(),
+            left_running: request.leave_running,
+            digests: report.digest.zip(report.diff_id).map(|(digest, diff_id)| Digests { digest, diff_id }),
+            entry: entry(&record, &pod_config, report.archive_bytes),
+            image,
+        })
+    }
+
+    fn request(
+        &self,
+        record: &ContainerRecord,
+        location: &std::path::Path,
+        members: PathBuf,
+        trees: Vec<Tree>,
+        settings: Settings,
+        turn: &Turn<'_>,
+    ) -> Result<CheckpointRequest> {
+        let logs = self.config.root.join(FAILURE_LOGS);
+        if settings.keep_criu_log {
+            std::fs::create_dir_all(&logs).doing(format_args!("make {}", logs.display()))?;
+        }
+        Ok(CheckpointRequest {
+            id: record.id.clone(),
+            archive: location.to_owned(),
+            members,
+            upper: self.images.upper_dir(&record.id),
+            log: (settings.log && !record.log_path.is_empty()).then(|| PathBuf::from(&record.log_path)),
+            timeout_ms: u64::try_from(turn.left.as_millis()).unwrap_or(u64::MAX),
+            leave_running: settings.leave_running,
+            compression: settings.compression(),
+            trees,
+            buffer_max: Some(turn.buffer_max),
+            space_reserve: turn.reserve,
+            digest: settings.image.is_some(),
+            failure_log: settings.keep_criu_log.then(|| logs.join(format!("{}.log", record.id))),
+            criu: settings.criu,
+        })
+    }
+
+    /// The directories outside the root file system that go into the archive.
+    fn trees(&self, settings: &Settings, record: &ContainerRecord) -> Result<Vec<Tree>> {
+        let mut trees = Vec::new();
+        let shm = self.pod_dir(&record.pod_id).join(layout::SHM);
+        if settings.dev_shm && shm.is_dir() {
+            trees.push(Tree { member: Member::DevShm.name().into_owned(), dir: shm, skip_empty: true });
+        }
+        let mounts = record.config.as_ref().map(|config| config.mounts.as_slice()).unwrap_or_default();
+        for volume in &settings.volumes {
+            let mount = mounts.iter().find(|mount| mount.container_path.trim_end_matches('/') == volume);
+            let dir =
+                mount.map(|mount| PathBuf::from(&mount.host_path)).filter(|dir| dir.is_dir()).ok_or_else(|| {
+                    let known: Vec<&str> = mounts.iter().map(|mount| mount.container_path.as_str()).collect();
+                    Error::invalid(format!(
+                        "include-volumes: {volume} is no mount of a directory; there are: {known:?}"
+                    ))
+                })?;
+            trees.push(Tree { member: volume_member(volume)?, dir, skip_empty: false });
+        }
+        Ok(trees)
+    }
+
+    fn allow_checkpoint(&self) -> Result<()> {
+        if self.config.restore_level == RestoreLevel::None {
+            return Err(Error::new(
+                Kind::PermissionDenied,
+                "this node does not allow checkpoints: set `level` under [checkpoint] in the configuration of stasisd",
+            ));
+        }
+        match &self.config.checkpoint_unavailable {
+            Some(why) => Err(Error::new(Kind::Unknown, format!("{UNSUPPORTED}: {why}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// "Timeout of zero means to use the CRI default", which is our maximum; the maximum caps every other.
+    fn timeout(&self, asked: Option<Duration>) -> Duration {
+        let max = self.config.checkpoint_timeout_max;
+        asked.filter(|asked| !asked.is_zero()).map_or(max, |asked| asked.min(max))
+    }
+
+    fn describe(&self, record: &ContainerRecord, pod: &PodSandboxConfig) -> Result<ContainerDescription> {
+        let config = record.config.clone().unwrap_or_default();
+        let metadata = config.metadata.unwrap_or_default();
+        let pod_metadata = pod.metadata.clone().unwrap_or_default();
+        let spec = serde_json::to_value(read_spec(&self.bundle(&record.pod_id, &record.id))?)
+            .map_err(|error| Error::internal(format!("cannot write the OCI spec: {error}")))?;
+        Ok(ContainerDescription {
+            id: record.id.clone(),
+            name: metadata.name,
+            attempt: metadata.attempt,
+            pod: PodDescription {
+                id: record.pod_id.clone(),
+                name: pod_metadata.name,
+                namespace: pod_metadata.namespace,
+                uid: pod_metadata.uid,
+            },
+            image: self.describe_image(record),
+            runtime: SANDBOX_RUNTIME.to_owned(),
+            labels: config.labels.into_iter().collect(),
+            annotations: config.annotations.into_iter().collect(),
+            created_at: record.created_at,
+            started_at: record.started_at,
+            restored_at: if record.restored { record.started_at } else { 0 },
+            pid: record.pid,
+            log_path: record.log_path.clone(),
+            mounts: config
+                .mounts
+                .into_iter()
+                .map(|mount| MountDescription {
+                    readonly: mount.readonly,
+                    selinux_relabel: mount.selinux_relabel,
+                    propagation: mount.propagation,
+                    container_path: mount.container_path,
+                    host_path: mount.host_path,
+                })
+                .collect(),
+            spec,
+        })
+    }
+
+    /// The image that the root file system stands on: of a restored container the base, not the checkpoint.
+    fn describe_image(&self, record: &ContainerRecord) -> ImageDescription {
+        let base = self.images.resolve(&record.base_image_id);
+        let requested = record.config.as_ref().and_then(|config| config.image.as_ref());
+        let requested = requested.filter(|_| !record.restored).map(|image| {
+            if image.user_specified_image.is_empty() { image.image.clone() } else { image.user_specified_image.clone() }
+        });
+        let reference = base.as_ref().and_then(|image| image.references.first().cloned());
+        let name = reference.clone().unwrap_or_else(|| record.base_image_id.clone());
+        ImageDescription {
+            requested: requested.unwrap_or_else(|| name.clone()),
+            digest_reference: base.and_then(|image| image.repo_digests.first().cloned()).unwrap_or_default(),
+            name,
+            id: record.base_image_id.clone(),
+        }
+    }
+}
+
+/// Asks the shim now and then how far the checkpoint is, and tells `progress`.
+async fn watch(sandbox: &Sandbox, id: &str, progress: Option<&Progress>) -> std::convert::Infallible {
+    loop {
+        if let Some(Progress(tell)) = progress
+            && let Ok(Some(now)) = sandbox.checkpoint_progress(id).await
+        {
+            tell(&now.phase, now.bytes_done, now.bytes_total);
+        }
+        tokio::time::sleep(PROGRESS_INTERVAL).await;
+    }
+}
+
+/// The row of a new checkpoint in the index, but for where it lies.
+fn entry(record: &ContainerRecord, pod: &PodSandboxConfig, size_bytes: u64) -> CheckpointEntry {
+    let metadata = pod.metadata.clone().unwrap_or_default();
+    let name = record.config.as_ref().and_then(|config| config.metadata.as_ref()).map(|metadata| metadata.name.clone());
+    CheckpointEntry {
+        id: stasis_sys::file::random_id()[..ID_DIGITS].to_owned(),
+        container_id: record.id.clone(),
+        container: name.unwrap_or_default(),
+        pod: metadata.name,
+        namespace: metadata.namespace,
+        pod_uid: metadata.uid,
+        size_bytes,
+        created_at: now(),
+        ..CheckpointEntry::default()
+    }
+}
+
+/// The member for a volume: its path in the container with dashes, as podman names volumes by plain words.
+fn volume_member(volume: &str) -> Result<String> {
+    let name = volume.trim_matches('/').replace('/', "-");
+    let member = Member::parse(&format!("volumes/{name}.tar"));
+    member.map(|member| member.name().into_owned()).ok_or_else(|| {
+        Error::invalid(format!(
+            "include-volumes: {volume} has no name for an archive: letters, digits, dots, underscores and dashes only"
+        ))
+    })
+}
