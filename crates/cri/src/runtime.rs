@@ -198,6 +198,48 @@ impl RuntimeService for Runtime {
         .await
     }
 
+    async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
+        let id = request.into_inner().container_id;
+        call::read("ContainerStats", &id, async {
+            let stats = self.0.pods.container_stats(required(&id, "container_id")?).await.map_err(from_pod)?;
+            Ok(ContainerStatsResponse { stats: Some(stats) })
+        })
+        .await
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<ListContainerStatsRequest>,
+    ) -> Answer<ListContainerStatsResponse> {
+        call::read("ListContainerStats", "", async {
+            let filter = request.into_inner().filter;
+            let stats = self.0.pods.list_container_stats(filter.as_ref()).await.map_err(from_pod)?;
+            Ok(ListContainerStatsResponse { stats })
+        })
+        .await
+    }
+
+    async fn pod_sandbox_stats(&self, request: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
+        let id = request.into_inner().pod_sandbox_id;
+        call::read("PodSandboxStats", &id, async {
+            let stats = self.0.pods.pod_sandbox_stats(required(&id, "pod_sandbox_id")?).await.map_err(from_pod)?;
+            Ok(PodSandboxStatsResponse { stats: Some(stats) })
+        })
+        .await
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<ListPodSandboxStatsRequest>,
+    ) -> Answer<ListPodSandboxStatsResponse> {
+        call::read("ListPodSandboxStats", "", async {
+            let filter = request.into_inner().filter;
+            let stats = self.0.pods.list_pod_sandbox_stats(filter.as_ref()).await.map_err(from_pod)?;
+            Ok(ListPodSandboxStatsResponse { stats })
+        })
+        .await
+    }
+
     // What follows is not built yet. The kubelet falls back to the unary calls where a Stream call says so.
 
     type StreamPodSandboxesStream = BoxStream<StreamPodSandboxesResponse>;
@@ -273,25 +315,6 @@ impl RuntimeService for Runtime {
 
     async fn port_forward(&self, _: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
         Err(status::unbuilt("PortForward"))
-    }
-
-    async fn container_stats(&self, _: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
-        Err(status::unbuilt("ContainerStats"))
-    }
-
-    async fn list_container_stats(&self, _: Request<ListContainerStatsRequest>) -> Answer<ListContainerStatsResponse> {
-        Err(status::unbuilt("ListContainerStats"))
-    }
-
-    async fn pod_sandbox_stats(&self, _: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
-        Err(status::unbuilt("PodSandboxStats"))
-    }
-
-    async fn list_pod_sandbox_stats(
-        &self,
-        _: Request<ListPodSandboxStatsRequest>,
-    ) -> Answer<ListPodSandboxStatsResponse> {
-        Err(status::unbuilt("ListPodSandboxStats"))
     }
 
     async fn list_metric_descriptors(

@@ -69,6 +69,7 @@ impl Pods {
         match made.await {
             Ok(record) => {
                 self.containers.insert(&id, Container::new(record));
+                self.layers.added();
                 reservation.keep();
                 Ok(id)
             }

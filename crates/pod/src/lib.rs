@@ -7,6 +7,7 @@
 //!   Pods ── sandbox    run, stop, remove, status, list of pod sandboxes
 //!        ├─ container  create, start, stop, remove, status, list of containers
 //!        ├─ exec       ExecSync
+//!        ├─ stats      what containers and pods use
 //!        ├─ checkpoint the archive of a running container     restore  a container out of one
 //!        ├─ monitor    waits for every running task and records its exit
 //!        ├─ reconcile  after a start of the daemon: what is true, what is left over
@@ -33,6 +34,7 @@ mod restore;
 mod sandbox;
 pub mod spec;
 mod state;
+mod stats;
 mod store;
 
 pub use checkpoint::{CheckpointOptions, CheckpointReport};

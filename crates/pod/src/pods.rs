@@ -16,6 +16,7 @@ use tracing::Instrument as _;
 use crate::error::{Error, Kind, Result};
 use crate::record::{ContainerRecord, Phase, PodRecord};
 use crate::spec::HostFacts;
+use crate::stats::{Layer, Layers, Rate};
 use crate::store::Store;
 
 /// Which rights this node gives over checkpoints. Restore is a right apart from create: it runs foreign state.
@@ -78,6 +79,8 @@ pub struct Inner {
     pub(crate) pods: Directory<Pod>,
     pub(crate) containers: Directory<Container>,
     pub(crate) names: Names,
+    /// Wakes the one who measures writable layers.
+    pub(crate) layers: Layers,
     /// How many operations run that change something.
     operations: tokio::sync::watch::Sender<usize>,
     /// Hears the events of foreign shims for as long as the engine lives: nobody else needs them, but a shim that is not
@@ -101,6 +104,8 @@ pub(crate) struct Pod {
     pub(crate) sandbox: RwLock<Option<Sandbox>>,
     /// Held by stop and remove.
     pub(crate) operation: tokio::sync::Mutex<()>,
+    /// Processor time of the last reading.
+    pub(crate) rate: Rate,
 }
 
 /// A container in memory.
@@ -116,6 +121,10 @@ pub(crate) struct Container {
     writing: tokio::sync::Mutex<()>,
     /// The phase, for those who wait for the exit.
     phase: tokio::sync::watch::Sender<Phase>,
+    /// Processor time of the last reading.
+    pub(crate) rate: Rate,
+    /// Size of the writable layer.
+    pub(crate) layer: Layer,
 }
 
 impl std::fmt::Debug for Container {
@@ -131,6 +140,7 @@ impl Pod {
             record: RwLock::new(record),
             sandbox: RwLock::new(sandbox),
             operation: tokio::sync::Mutex::default(),
+            rate: Rate::default(),
         }
     }
 
@@ -167,6 +177,8 @@ impl Container {
             task: RwLock::new(None),
             operation: tokio::sync::Mutex::default(),
             writing: tokio::sync::Mutex::default(),
+            rate: Rate::default(),
+            layer: Layer::default(),
         }
     }
 
@@ -330,11 +342,13 @@ impl Pods {
             pods: Directory::default(),
             containers: Directory::default(),
             names: Names::default(),
+            layers: Layers::default(),
             operations: tokio::sync::watch::Sender::new(0),
             _events: Mutex::new(events),
         };
         let pods = Self(Arc::new(inner));
         pods.reconcile().await?;
+        pods.watch_layers();
         Ok(pods)
     }
 

@@ -120,7 +120,7 @@ impl Pods {
         }
     }
 
-    fn netns(&self, id: &str) -> PathBuf {
+    pub(crate) fn netns(&self, id: &str) -> PathBuf {
         self.pod_dir(id).join(layout::NAMESPACES).join("net")
     }
 

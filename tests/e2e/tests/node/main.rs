@@ -12,3 +12,4 @@ mod refusals;
 mod security;
 mod shim_dies;
 mod travel;
+mod usage;
