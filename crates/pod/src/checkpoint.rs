@@ -70,6 +70,7 @@ impl Pods {
             let made = pods.checkpoint(&container, &options).await;
             let members = pods.bundle(&container.pod_id, &container.id).join(MEMBERS);
             crate::pods::remove_tree(&members).await.doing(format_args!("remove {}", members.display()))?;
+            pods.counters.checkpoint(&made);
             made.map_err(|error| error.context(format_args!("checkpoint of container {}", container.id)))
         })
         .await
@@ -127,7 +128,7 @@ impl Pods {
     }
 
     fn allow_checkpoint(&self) -> Result<()> {
-        if self.config.restore_level == RestoreLevel::None {
+        if self.policy().restore_level == RestoreLevel::None {
             return Err(Error::new(
                 Kind::PermissionDenied,
                 "this node does not allow checkpoints: set `level` under [checkpoint] in the configuration of stasisd",
@@ -141,7 +142,7 @@ impl Pods {
 
     /// "Timeout of zero means to use the CRI default", which is our maximum; the maximum caps every other.
     fn timeout_ms(&self, asked: Option<Duration>) -> u64 {
-        let max = self.config.checkpoint_timeout_max;
+        let max = self.policy().checkpoint_timeout_max;
         let timeout = asked.filter(|asked| !asked.is_zero()).map_or(max, |asked| asked.min(max));
         u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)
     }

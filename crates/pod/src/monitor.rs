@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use stasis_cri_api::runtime::ContainerEventType;
 use stasis_task::Task;
 use tracing::{info, warn};
 
@@ -45,6 +46,7 @@ impl Pods {
             reason = container.record().reason,
             "exited"
         );
+        self.tell(ContainerEventType::ContainerStoppedEvent, &container.id, &container.pod_id);
         let _operation = container.operation.lock().await;
         self.forget_task(container).await;
     }

@@ -14,6 +14,8 @@ use stasis_task::{EventServer, Sandbox, ShimRuntime, Task};
 use tracing::Instrument as _;
 
 use crate::error::{Error, Kind, Result};
+use crate::events::Events;
+use crate::observe::Counters;
 use crate::record::{ContainerRecord, Phase, PodRecord};
 use crate::spec::HostFacts;
 use crate::stats::{Layer, Layers, Rate};
@@ -39,6 +41,17 @@ pub struct Handler {
     pub binary: PathBuf,
 }
 
+/// Rights over checkpoints; they can be changed while the engine runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// What is allowed.
+    pub restore_level: RestoreLevel,
+    /// Directories from which archives may be restored by path.
+    pub archive_dirs: Vec<PathBuf>,
+    /// Longest time that a checkpoint may take, and what applies if the caller sets no time.
+    pub checkpoint_timeout_max: Duration,
+}
+
 /// What the engine is configured with.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -52,12 +65,8 @@ pub struct Config {
     pub default_handler: String,
     /// Who makes control groups.
     pub cgroup_driver: CgroupDriver,
-    /// Rights over checkpoints.
-    pub restore_level: RestoreLevel,
-    /// Directories from which archives may be restored by path.
-    pub archive_dirs: Vec<PathBuf>,
-    /// Longest time that a checkpoint may take, and what applies if the caller sets no time.
-    pub checkpoint_timeout_max: Duration,
+    /// Rights over checkpoints, at first.
+    pub policy: Policy,
     /// Why checkpoints cannot be made on this node, if so.
     pub checkpoint_unavailable: Option<String>,
 }
@@ -70,6 +79,7 @@ pub struct Pods(pub(crate) Arc<Inner>);
 #[derive(Debug)]
 pub struct Inner {
     pub(crate) config: Config,
+    policy: RwLock<Arc<Policy>>,
     pub(crate) images: Images,
     pub(crate) cni: Cni,
     pub(crate) runtime: Arc<ShimRuntime>,
@@ -81,6 +91,9 @@ pub struct Inner {
     pub(crate) names: Names,
     /// Wakes the one who measures writable layers.
     pub(crate) layers: Layers,
+    pub(crate) counters: Counters,
+    /// Tells what happens.
+    pub(crate) events: Events,
     /// How many operations run that change something.
     operations: tokio::sync::watch::Sender<usize>,
     /// Hears the events of foreign shims for as long as the engine lives: nobody else needs them, but a shim that is not
@@ -334,6 +347,7 @@ impl Pods {
         let inner = Inner {
             store: Store::open(db)?,
             host: HostFacts::detect(),
+            policy: RwLock::new(Arc::new(config.policy.clone())),
             config,
             images,
             cni,
@@ -343,6 +357,8 @@ impl Pods {
             containers: Directory::default(),
             names: Names::default(),
             layers: Layers::default(),
+            counters: Counters::default(),
+            events: Events::default(),
             operations: tokio::sync::watch::Sender::new(0),
             _events: Mutex::new(events),
         };
@@ -350,6 +366,16 @@ impl Pods {
         pods.reconcile().await?;
         pods.watch_layers();
         Ok(pods)
+    }
+
+    /// The rights over checkpoints that hold now.
+    pub(crate) fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Gives other rights over checkpoints, for the operations that begin from now on.
+    pub fn set_policy(&self, policy: Policy) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
     /// The driver of control groups, for CRI's RuntimeConfig.
@@ -377,6 +403,11 @@ impl Pods {
     pub async fn drained(&self) {
         // An error means that the engine is gone, and its operations with it.
         let _ = self.operations.subscribe().wait_for(|running| *running == 0).await;
+    }
+
+    /// How many operations run that change something.
+    pub(crate) fn running_operations(&self) -> usize {
+        *self.operations.borrow()
     }
 
     pub(crate) fn pod(&self, id: &str) -> Result<Arc<Pod>> {

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use stasis_cni::PodNetwork;
 use stasis_cri_api::runtime::{
-    LinuxPodSandboxStatus, Namespace, NamespaceMode, PodIp, PodSandbox, PodSandboxConfig, PodSandboxFilter,
-    PodSandboxMetadata, PodSandboxNetworkStatus, PodSandboxState, PodSandboxStatus, PodSandboxStatusResponse,
+    ContainerEventType, LinuxPodSandboxStatus, Namespace, NamespaceMode, PodIp, PodSandbox, PodSandboxConfig,
+    PodSandboxFilter, PodSandboxMetadata, PodSandboxNetworkStatus, PodSandboxState, PodSandboxStatus,
+    PodSandboxStatusResponse,
 };
 use stasis_shim_api::{NamespaceSource, SandboxSpec, layout};
 use stasis_sys::namespace::{self, Kind, NewNamespaces};
@@ -81,6 +82,8 @@ impl Pods {
         };
         self.store.put_pod(&record).await?;
         let pod = self.pods.insert(id, Pod::new(record, Some(sandbox)));
+        self.tell(ContainerEventType::ContainerCreatedEvent, id, id);
+        self.tell(ContainerEventType::ContainerStartedEvent, id, id);
         self.watch_sandbox(pod);
         Ok(())
     }
@@ -164,6 +167,9 @@ impl Pods {
                 record.network_released |= newly_released;
             })
             .await?;
+            if ready {
+                self.tell(ContainerEventType::ContainerStoppedEvent, &pod.id, &pod.id);
+            }
         }
         disconnected
     }
@@ -189,6 +195,7 @@ impl Pods {
             }
             pods.pods.remove(&pod.id);
             pods.names.release(&pod_name(pod.record().config.as_ref().unwrap_or(&PodSandboxConfig::default())));
+            pods.tell(ContainerEventType::ContainerDeletedEvent, &pod.id, &pod.id);
             Ok(())
         })
         .await
@@ -229,6 +236,7 @@ impl Pods {
             if let Err(error) = pod.update(&pods.store, |record| record.ready = false).await {
                 warn!(pod = pod.id, %error, "cannot record that a pod is not ready");
             }
+            pods.tell(ContainerEventType::ContainerStoppedEvent, &pod.id, &pod.id);
         });
     }
 

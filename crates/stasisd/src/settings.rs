@@ -61,6 +61,16 @@ impl Config {
             handlers: self.runtimes.iter().map(|(name, runtime)| (name.clone(), handler(runtime))).collect(),
             default_handler: self.default_runtime.clone(),
             cgroup_driver: self.cgroup_driver(),
+            policy: self.policy(),
+            checkpoint_unavailable: match checkpoints {
+                Checkpoints::Unavailable(why) => Some(why.clone()),
+                Checkpoints::Available | Checkpoints::Forbidden => None,
+            },
+        }
+    }
+
+    pub(crate) fn policy(&self) -> stasis_pod::Policy {
+        stasis_pod::Policy {
             restore_level: match self.checkpoint.level {
                 Level::None => RestoreLevel::None,
                 Level::CheckpointOnly => RestoreLevel::CheckpointOnly,
@@ -68,10 +78,6 @@ impl Config {
             },
             archive_dirs: self.checkpoint.archive_dirs.clone(),
             checkpoint_timeout_max: Duration::from_secs(self.checkpoint.max_timeout_seconds),
-            checkpoint_unavailable: match checkpoints {
-                Checkpoints::Unavailable(why) => Some(why.clone()),
-                Checkpoints::Available | Checkpoints::Forbidden => None,
-            },
         }
     }
 

@@ -35,7 +35,6 @@ impl Files {
         Ok(Files { dir, path: path.to_owned(), buffer: vec![0; BUFFER_BYTES] })
     }
 
-
     /// The text of a file; none where this kernel, or this cgroup, does not have it.
     pub(super) fn text(&mut self, name: &str) -> Result<Option<&str>> {
         let length = match self.fill(name) {

@@ -52,26 +52,43 @@ fn files_of_version_1_are_read() {
     assert_eq!(stats.io_pressure, None);
 }
 
+/// Recorded under Linux 7.2 in a virtual machine, from a shell with a processor quota that read and wrote a disk.
 #[test]
 fn files_of_version_2_are_read() {
     let stats = cgroup_of(Mode::V2, &recorded("stats-v2")).stats(Detail::Full).unwrap();
     let cpu = stats.cpu.unwrap();
-    let nanoseconds = (1_732_842_000, Some(1_401_221_000), Some(331_621_000));
-    assert_eq!((cpu.usage, cpu.user, cpu.system), nanoseconds);
-    let throttling = Throttling { periods: 52, throttled_periods: 31, throttled: 2_104_377_000 };
+    assert_eq!((cpu.usage, cpu.user, cpu.system), (859_551_000, Some(798_412_000), Some(61_139_000)));
+    let throttling = Throttling { periods: 43, throttled_periods: 42, throttled: 3_349_631_000 };
     assert_eq!(cpu.throttling, Some(throttling));
-    assert!(cpu.pressure.unwrap().some.total > 0);
+    let some = Stall { total: 3_492_215_000, avg10: 26.91, avg60: 5.27, avg300: 1.11 };
+    assert_eq!(cpu.pressure.unwrap().some, some);
     let memory = stats.memory.unwrap();
-    assert_eq!((memory.usage, memory.limit, memory.max_usage), (26_849_280, Some(268_435_456), Some(29_360_128)));
-    assert_eq!(memory.working_set(), 26_849_280 - 18_944_000);
-    assert_eq!((memory.anonymous, memory.cache, memory.mapped), (2_174_976, 23_179_264, 1_110_016));
-    assert_eq!((memory.kernel, memory.page_faults, memory.major_page_faults), (Some(1_355_776), 11_382, 47));
+    assert_eq!((memory.usage, memory.limit, memory.max_usage), (2_609_152, Some(268_435_456), Some(15_990_784)));
+    assert_eq!((memory.working_set(), memory.available()), (2_609_152, Some(268_435_456 - 2_609_152)));
+    assert_eq!((memory.anonymous, memory.cache, memory.kernel), (2_146_304, 0, Some(487_424)));
+    assert_eq!((memory.page_faults, memory.major_page_faults), (1512, 0));
     assert_eq!((memory.swap, memory.swap_limit), (Some(0), None));
-    assert_eq!((memory.limit_hits, memory.oom_kills), (Some(4), Some(1)));
-    assert!(memory.pressure.is_some() && stats.io_pressure.is_some());
-    assert_eq!(stats.pids, Some(Pids { current: 3, limit: Some(1024) }));
-    let disk = Device { major: 254, minor: 0, read_bytes: 21_020_672, write_bytes: 4096, reads: 388, writes: 1 };
-    assert_eq!(stats.devices, [disk], "a device without counters is none");
+    assert_eq!((memory.limit_hits, memory.oom_kills), (Some(0), Some(0)));
+    assert!(memory.pressure.is_some());
+    assert_eq!(stats.io_pressure.unwrap().full.total, 9_153_000);
+    assert_eq!(stats.pids, Some(Pids { current: 2, limit: Some(1024) }));
+    let disk = Device { major: 254, minor: 0, read_bytes: 15_728_640, write_bytes: 16_384, reads: 6, writes: 5 };
+    assert_eq!(stats.devices, [disk]);
+}
+
+#[test]
+fn page_cache_that_is_not_in_use_is_not_in_the_working_set() {
+    let cache = "file 23179264\nfile_mapped 1110016\ninactive_file 18944000\nactive_file 4235264\n";
+    let memory = Memory { usage: 26_849_280, ..v2::memory(cache) };
+    assert_eq!(memory.working_set(), 26_849_280 - 18_944_000);
+    assert_eq!((memory.cache, memory.mapped, memory.active_file), (23_179_264, 1_110_016, 4_235_264));
+    assert_eq!(Memory { usage: 1, ..memory }.working_set(), 0, "the two are not read at the same instant");
+}
+
+#[test]
+fn a_device_without_counters_is_none() {
+    let devices = v2::devices("7:0 \n254:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n");
+    assert_eq!(devices.iter().map(|device| (device.major, device.write_bytes)).collect::<Vec<_>>(), [(254, 2)]);
 }
 
 #[test]

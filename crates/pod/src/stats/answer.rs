@@ -60,20 +60,12 @@ fn memory(memory: &Memory, timestamp: i64) -> MemoryUsage {
 fn swap(memory: &Memory, timestamp: i64) -> Option<SwapUsage> {
     let used = memory.swap?;
     let available = memory.swap_limit.map(|limit| limit.saturating_sub(used));
-    Some(SwapUsage {
-        timestamp,
-        swap_available_bytes: available.and_then(value),
-        swap_usage_bytes: value(used),
-    })
+    Some(SwapUsage { timestamp, swap_available_bytes: available.and_then(value), swap_usage_bytes: value(used) })
 }
 
 fn psi(pressure: &Pressure) -> PsiStats {
-    let data = |stall: &Stall| PsiData {
-        total: stall.total,
-        avg10: stall.avg10,
-        avg60: stall.avg60,
-        avg300: stall.avg300,
-    };
+    let data =
+        |stall: &Stall| PsiData { total: stall.total, avg10: stall.avg10, avg60: stall.avg60, avg300: stall.avg300 };
     PsiStats { full: Some(data(&pressure.full)), some: Some(data(&pressure.some)) }
 }
 
@@ -125,7 +117,7 @@ pub(super) fn pod_attributes(record: &PodRecord) -> PodSandboxAttributes {
     }
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "CRI's fields are optional messages")]
+/// CRI wraps its numbers, so that zero and "not told" differ.
 pub(super) fn value(value: u64) -> Option<UInt64Value> {
     Some(UInt64Value { value })
 }

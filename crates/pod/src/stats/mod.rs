@@ -155,8 +155,12 @@ impl Pods {
         if record.config.as_ref().is_some_and(crate::files::host_network) {
             return None;
         }
-        let members: Vec<u32> =
-            self.containers_of(&record.id).iter().map(|container| container.record().pid).filter(|pid| *pid > 0).collect();
+        let members: Vec<u32> = self
+            .containers_of(&record.id)
+            .iter()
+            .map(|container| container.record().pid)
+            .filter(|pid| *pid > 0)
+            .collect();
         let netns: PathBuf = self.netns(&record.id);
         match interfaces(&netns, &members) {
             Ok(found) => Some(found),

@@ -4,10 +4,12 @@
 
 mod checkpoint;
 mod daemon_dies;
+mod events;
 mod forged;
 mod gone;
 mod hostile;
 mod life;
+mod observe;
 mod refusals;
 mod security;
 mod shim_dies;

@@ -1,5 +1,6 @@
 //! What the daemon says that containers and pods use, against what they really did.
 
+use std::collections::HashMap;
 use std::net::TcpListener;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ fn statistics_show_what_the_workload_did() {
         memory_is_told(stage, &pod).await?;
         the_writable_layer_is_told(stage, &quiet).await?;
         traffic_is_told(stage, &pod, &quiet).await?;
+        metrics_are_those_that_are_described(stage, &pod, &busy).await?;
         lists_hold_what_runs(stage, &pod, &busy, &quiet).await?;
         ends_are_told(stage, &pod, &busy).await?;
         stage.remove(&pod).await
@@ -120,6 +122,40 @@ async fn traffic_is_told(stage: &mut Stage, pod: &Pod, container: &Container) ->
     let sent = number(after.tx_bytes) - number(before.tx_bytes);
     assert!((3 * MIB..4 * MIB).contains(&sent), "sent {sent} bytes");
     assert!(number(after.rx_bytes) > number(before.rx_bytes), "acknowledgements come back");
+    Ok(())
+}
+
+async fn metrics_are_those_that_are_described(stage: &mut Stage, pod: &Pod, busy: &Container) -> Result<()> {
+    let runtime = &mut stage.node.cri.runtime;
+    let described = runtime.list_metric_descriptors(ListMetricDescriptorsRequest {}).await?.into_inner().descriptors;
+    let keys: HashMap<_, _> = described.into_iter().map(|family| (family.name, family.label_keys)).collect();
+    let answer = runtime.list_pod_sandbox_metrics(ListPodSandboxMetricsRequest {}).await?.into_inner();
+    let of_pod = answer.pod_metrics.into_iter().find(|metrics| metrics.pod_sandbox_id == pod.id);
+    let of_pod = of_pod.context("no metrics of the pod")?;
+    let of_busy = of_pod.container_metrics.iter().find(|metrics| metrics.container_id == busy.id);
+    let of_busy = &of_busy.context("no metrics of the container")?.metrics;
+    for metric in of_pod.metrics.iter().chain(of_busy) {
+        let keys = keys.get(&metric.name).with_context(|| format!("{} is not described", metric.name))?;
+        assert_eq!(keys.len(), metric.label_values.len(), "{metric:?}");
+    }
+    let value = |metrics: &[Metric], name: &str| {
+        let metric = metrics.iter().find(|metric| metric.name == name).with_context(|| format!("no {name}"))?;
+        Ok::<_, anyhow::Error>(number(metric.value))
+    };
+    for name in ["container_start_time_seconds", "container_memory_working_set_bytes", "container_fs_limit_bytes"] {
+        assert!(value(of_busy, name)? > 0, "{name}");
+    }
+    assert!(value(of_busy, "container_cpu_usage_seconds_total")? < 1000);
+    assert_eq!((value(of_busy, "container_processes")?, value(of_busy, "container_threads")?), (1, 1));
+    assert!((1..20).contains(&value(of_busy, "container_file_descriptors")?));
+    assert!(value(&of_pod.metrics, "container_network_transmit_bytes_total")? > 3 * MIB);
+    let labels = &of_busy[0].label_values;
+    let label = |key: &str| keys[&of_busy[0].name].iter().position(|name| name == key).map(|place| &labels[place]);
+    assert_eq!(label("container").map(String::as_str), Some("busy"));
+    assert_eq!(label("pod").map(String::as_str), Some("usage"));
+    assert_eq!(label("namespace").map(String::as_str), Some("default"));
+    assert_eq!(label("image").map(String::as_str), Some(BUSYBOX));
+    assert_eq!(label("name"), Some(&busy.id));
     Ok(())
 }
 
