@@ -22,15 +22,15 @@ use crate::registry::Registry;
 
 /// What can be measured, with the word that chooses it. All but `masquerade` have a plain bridge: with masquerading and
 /// port mappings most of a pod's start and end is the plugins' calls of iptables, which are the same under any runtime.
-pub(crate) const NAMES: [&str; 5] = ["lifecycle", "masquerade", "checkpoint", "gigabyte", "memory"];
+pub(crate) const NAMES: [&str; 6] = ["lifecycle", "masquerade", "checkpoint", "gigabyte", "memory", "stats"];
 
-/// Pods of the memory benchmark.
+/// Pods of the benchmarks of memory and statistics.
 const PODS: usize = 60;
 
 /// Which benchmarks, and how often.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// One of lifecycle, masquerade, checkpoint, gigabyte, memory; all of them if none is named
+    /// One of lifecycle, masquerade, checkpoint, gigabyte, memory, stats; all of them if none is named
     name: Option<String>,
     /// Rounds of each measurement; the table shows medians
     #[arg(long, default_value_t = 10)]
@@ -144,6 +144,11 @@ async fn measure(
         table.add(&format!("daemon with {PODS} pods, resident MB"), Bar::AtMost(30.0), &memory.daemon);
         table.add("shim a pod, resident MB", Bar::AtMost(5.0), &memory.shim_resident);
         table.add("shim a pod, proportional MB", Bar::AtMost(1.5), &memory.shim_proportional);
+    }
+    if chosen("stats") {
+        let stats = bench.statistics(&busybox, PODS).await?;
+        table.add(&format!("ListContainerStats of {PODS} containers, ms"), Bar::Ratio(0.1), &stats.call);
+        table.add("… processor time of daemon and shims, ms", Bar::Ratio(0.1), &stats.processor);
     }
     Ok(())
 }

@@ -73,6 +73,10 @@ impl Cgroup {
         Cgroup { mode, path, places }
     }
 
+    pub(crate) fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// The path below the root of the hierarchy.
     pub fn path(&self) -> &str {
         &self.path

@@ -12,11 +12,13 @@ mod cgroup;
 mod error;
 mod freeze;
 mod parse;
+mod stats;
 mod systemd;
 
 pub use cgroup::Cgroup;
 pub use error::{Error, Result};
 pub use freeze::FREEZE_TIME_LIMIT;
+pub use stats::{Cpu, Detail, Device, HugePages, Memory, Pids, Pressure, Stall, Stats, Throttling};
 pub use systemd::{scope_path, slice_path};
 
 use cgroup::Place;

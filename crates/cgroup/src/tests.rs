@@ -7,13 +7,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A cgroup of the test's own and a process in it; both go away with it.
-struct Scratch {
-    cgroup: Cgroup,
+pub(crate) struct Scratch {
+    pub(crate) cgroup: Cgroup,
     child: Option<Child>,
 }
 
 impl Scratch {
-    fn new(cgroups: &Cgroups) -> Scratch {
+    pub(crate) fn new(cgroups: &Cgroups) -> Scratch {
         let path = format!("/stasis-test-{}/inner", &stasis_sys::file::random_id()[..16]);
         let cgroup = cgroups.at(&path);
         cgroup.create().unwrap();
@@ -21,7 +21,7 @@ impl Scratch {
     }
 
     /// Starts a shell, and lets it run `script` once it is in the cgroup, so that none of its children is outside.
-    fn run(&mut self, script: &str) -> u32 {
+    pub(crate) fn run(&mut self, script: &str) -> u32 {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("read go; {script}")]).stdin(Stdio::piped()).stdout(Stdio::null());
         let child = self.child.insert(command.stderr(Stdio::null()).spawn().unwrap());
@@ -52,7 +52,7 @@ impl Drop for Scratch {
     }
 }
 
-fn probe() -> Cgroups {
+pub(crate) fn probe() -> Cgroups {
     Cgroups::probe().expect("this test needs cgroups mounted under /sys/fs/cgroup, and root")
 }
 

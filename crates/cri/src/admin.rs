@@ -15,11 +15,12 @@ use tonic::{Request, Status, async_trait};
 use crate::progress::{self, Reports};
 use crate::request::{absolute, required};
 use crate::status::{from_checkpoint, from_image, from_pod, interrupted};
+use crate::telemetry::Telemetry;
 use crate::{Answer, Parts, call};
 
 /// The service.
 #[derive(Debug)]
-pub(crate) struct AdminCalls(pub(crate) Arc<Parts>);
+pub(crate) struct AdminCalls(pub(crate) Arc<Parts>, pub(crate) Arc<Telemetry>);
 
 #[async_trait]
 impl Admin for AdminCalls {
@@ -28,6 +29,20 @@ impl Admin for AdminCalls {
             let doctor = Arc::clone(&self.0.doctor);
             let findings = tokio::task::spawn_blocking(move || doctor()).await.map_err(interrupted)?;
             Ok(DoctorResponse { findings })
+        })
+        .await
+    }
+
+    async fn dump(&self, _: Request<DumpRequest>) -> Answer<DumpResponse> {
+        call::read("Dump", "", async {
+            let mut state = self.0.pods.dump();
+            let calls = self.1.open().into_iter().map(|open| {
+                serde_json::json!({ "method": open.method, "seconds": open.age().as_secs_f64(), "trace": open.trace })
+            });
+            state["calls"] = calls.collect();
+            state["version"] = self.0.version.as_str().into();
+            state["images"] = self.0.images.list().len().into();
+            Ok(DumpResponse { json: state.to_string() })
         })
         .await
     }

@@ -10,7 +10,8 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Status, async_trait};
 
 use crate::request::{present, required};
-use crate::status::{self, from_image};
+use crate::status::from_image;
+use crate::streams::one_a_message;
 use crate::{Answer, Parts, call};
 
 /// The service.
@@ -21,13 +22,7 @@ pub(crate) struct ImageCalls(pub(crate) Arc<Parts>);
 impl ImageService for ImageCalls {
     async fn list_images(&self, request: Request<ListImagesRequest>) -> Answer<ListImagesResponse> {
         call::read("ListImages", "", async {
-            let filter = request.into_inner().filter.and_then(|filter| filter.image).unwrap_or_default().image;
-            let images = match filter.as_str() {
-                "" => self.0.images.list(),
-                name => Arc::new(self.0.images.resolve(name).into_iter().collect()),
-            };
-            let needed = self.0.pods.needed_bases();
-            Ok(ListImagesResponse { images: images.iter().map(|image| to_cri(image, &needed)).collect() })
+            Ok(ListImagesResponse { images: self.listed(request.into_inner().filter) })
         })
         .await
     }
@@ -85,12 +80,26 @@ impl ImageService for ImageCalls {
     }
 
     type StreamImagesStream = BoxStream<StreamImagesResponse>;
-    async fn stream_images(&self, _: Request<StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
-        Err(status::unbuilt("StreamImages"))
+    async fn stream_images(&self, request: Request<StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
+        call::read("StreamImages", "", async {
+            let images = self.listed(request.into_inner().filter);
+            Ok(one_a_message(images, |image| StreamImagesResponse { images: vec![image] }))
+        })
+        .await
     }
 }
 
 impl ImageCalls {
+    /// All images, or the one that the filter names.
+    fn listed(&self, filter: Option<ImageFilter>) -> Vec<Image> {
+        let images = match filter.and_then(|filter| filter.image).unwrap_or_default().image.as_str() {
+            "" => self.0.images.list(),
+            name => Arc::new(self.0.images.resolve(name).into_iter().collect()),
+        };
+        let needed = self.0.pods.needed_bases();
+        images.iter().map(|image| to_cri(image, &needed)).collect()
+    }
+
     /// What `crictl inspecti` shows: chain ID and configuration, under the keys that containerd uses.
     async fn info(&self, image: &stasis_image::Image) -> Result<HashMap<String, String>, Status> {
         let config = self.0.images.config_json(image).await.map_err(from_image)?;

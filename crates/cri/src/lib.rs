@@ -6,7 +6,9 @@
 //! ```text
 //!   Services ── routes   one tower service, by the path of the call
 //!            ├─ runtime  CRI RuntimeService      image  CRI ImageService     admin  stasis.v1 Admin
+//!            ├─ telemetry  trace, count and latency of every call
 //!            ├─ call     span, log line and latency of every call
+//!            ├─ streams  lists item by item, events
 //!            ├─ status   errors → gRPC codes, in one place
 //!            └─ request  what must be in a request
 //! ```
@@ -19,9 +21,11 @@ mod request;
 mod routes;
 mod runtime;
 mod status;
+mod streams;
+mod telemetry;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use stasis_cni::Cni;
 use stasis_cri_api::runtime::RuntimeHandler;
@@ -34,6 +38,7 @@ use stasis_pod::Pods;
 use tonic::{Response, Status};
 
 pub use crate::routes::Routes;
+use crate::telemetry::Telemetry;
 
 /// Largest message in either direction: the kubelet's own limit (16 MiB), which the pod engine keeps ExecSync below.
 pub const MESSAGE_MAX: usize = 16 * 1024 * 1024;
@@ -51,13 +56,13 @@ pub struct Parts {
     /// The pod network, for the condition NetworkReady.
     pub cni: Cni,
     /// Whether containers can be checkpointed here.
-    pub checkpoints: Checkpoints,
+    pub checkpoints: CheckpointSwitch,
     /// The runtime handlers with what each can do; the default one a second time, with an empty name.
     pub handlers: Vec<RuntimeHandler>,
     /// The daemon's version.
     pub version: String,
     /// What a verbose Status shows of the daemon's configuration, as JSON.
-    pub configuration: String,
+    pub configuration: Arc<RwLock<String>>,
     /// Looks at the engines and the kernel; may take seconds, and runs off the async threads.
     pub doctor: Doctor,
 }
@@ -76,6 +81,26 @@ pub enum Checkpoints {
     Unavailable(String),
 }
 
+/// Whether containers can be checkpointed, where that may change. Cheap to clone; every clone is the same switch.
+#[derive(Clone, Debug)]
+pub struct CheckpointSwitch(Arc<RwLock<Checkpoints>>);
+
+impl CheckpointSwitch {
+    /// A switch that says so at first.
+    pub fn new(now: Checkpoints) -> Self {
+        Self(Arc::new(RwLock::new(now)))
+    }
+
+    /// From now on it says so.
+    pub fn set(&self, now: Checkpoints) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    fn get(&self) -> Checkpoints {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 impl fmt::Debug for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Parts").field("version", &self.version).finish_non_exhaustive()
@@ -85,14 +110,17 @@ impl fmt::Debug for Parts {
 /// All services as one, ready to be served on any transport.
 pub fn services(parts: Parts) -> Routes {
     let parts = Arc::new(parts);
+    let telemetry = Arc::new(Telemetry::default());
     Routes {
+        parts: Arc::clone(&parts),
+        telemetry: Arc::clone(&telemetry),
         runtime: RuntimeServiceServer::from_arc(Arc::new(runtime::Runtime(Arc::clone(&parts))))
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX),
         image: ImageServiceServer::from_arc(Arc::new(image::ImageCalls(Arc::clone(&parts))))
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX),
-        admin: AdminServer::from_arc(Arc::new(admin::AdminCalls(parts)))
+        admin: AdminServer::from_arc(Arc::new(admin::AdminCalls(parts, telemetry)))
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX),
     }

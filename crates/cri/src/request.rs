@@ -1,5 +1,6 @@
 //! What must be in a request before anything is done with it. What a value means is checked where it is used.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tonic::Status;
@@ -50,6 +51,23 @@ pub(crate) fn seconds(value: i64, field: &str) -> Result<Option<Duration>, Statu
     Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
 }
 
+/// Ranges of addresses, separated by commas, as the kubelet sends them: `10.1.0.0/24,fd00::/64`; empty for none.
+///
+/// # Errors
+/// `InvalidArgument` that names the field and the range that is none.
+pub(crate) fn address_ranges(value: &str, field: &str) -> Result<(), Status> {
+    let is_range = |range: &str| {
+        let (address, bits) = range.split_once('/')?;
+        let most = if address.parse::<IpAddr>().ok()?.is_ipv4() { 32 } else { 128 };
+        bits.parse::<u8>().ok().filter(|bits| *bits <= most)
+    };
+    let mut ranges = value.split(',').map(str::trim).filter(|_| !value.is_empty());
+    match ranges.find(|range| is_range(range).is_none()) {
+        Some(wrong) => Err(Status::invalid_argument(format!("{field}: {wrong:?} is no range of addresses"))),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tonic::Code;
@@ -66,6 +84,11 @@ mod tests {
         check(absolute("a/b", "path").unwrap_err(), "path \"a/b\" is not an absolute path");
         check(absolute("", "path").unwrap_err(), "path is empty");
         check(seconds(-1, "timeout").unwrap_err(), "timeout is -1; it must not be negative");
+        for ranges in ["", "10.1.0.0/24", "10.1.0.0/24, fd00::/64"] {
+            address_ranges(ranges, "cidr").unwrap();
+        }
+        check(address_ranges("10.1.0.0/24,x", "cidr").unwrap_err(), "cidr: \"x\" is no range of addresses");
+        check(address_ranges("10.1.0.0/33", "cidr").unwrap_err(), "cidr: \"10.1.0.0/33\" is no range of addresses");
         assert_eq!(required("x", "y").unwrap(), "x");
         assert_eq!(seconds(0, "timeout").unwrap(), None);
         assert_eq!(seconds(7, "timeout").unwrap(), Some(Duration::from_secs(7)));

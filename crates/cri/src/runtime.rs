@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use stasis_cri_api::runtime::runtime_service_server::RuntimeService;
 use stasis_cri_api::runtime::*;
@@ -10,8 +10,9 @@ use stasis_pod::{CheckpointOptions, ImageTarget};
 use tonic::codegen::BoxStream;
 use tonic::{Request, async_trait};
 
-use crate::request::{absolute, not_negative, present, required, seconds};
+use crate::request::{absolute, address_ranges, not_negative, present, required, seconds};
 use crate::status::{self, from_pod};
+use crate::streams::{self, one_a_message};
 use crate::{Answer, Parts, call};
 
 /// The name in Version, by which the kubelet prefixes container IDs (`stasis://…`).
@@ -213,35 +214,117 @@ impl RuntimeService for Runtime {
         .await
     }
 
-    // What follows is not built yet. The kubelet falls back to the unary calls where a Stream call says so.
+    async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
+        let id = request.into_inner().container_id;
+        call::read("ContainerStats", &id, async {
+            let stats = self.0.pods.container_stats(required(&id, "container_id")?).await.map_err(from_pod)?;
+            Ok(ContainerStatsResponse { stats: Some(stats) })
+        })
+        .await
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<ListContainerStatsRequest>,
+    ) -> Answer<ListContainerStatsResponse> {
+        call::read("ListContainerStats", "", async {
+            let filter = request.into_inner().filter;
+            let stats = self.0.pods.list_container_stats(filter.as_ref()).await.map_err(from_pod)?;
+            Ok(ListContainerStatsResponse { stats })
+        })
+        .await
+    }
+
+    async fn pod_sandbox_stats(&self, request: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
+        let id = request.into_inner().pod_sandbox_id;
+        call::read("PodSandboxStats", &id, async {
+            let stats = self.0.pods.pod_sandbox_stats(required(&id, "pod_sandbox_id")?).await.map_err(from_pod)?;
+            Ok(PodSandboxStatsResponse { stats: Some(stats) })
+        })
+        .await
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<ListPodSandboxStatsRequest>,
+    ) -> Answer<ListPodSandboxStatsResponse> {
+        call::read("ListPodSandboxStats", "", async {
+            let filter = request.into_inner().filter;
+            let stats = self.0.pods.list_pod_sandbox_stats(filter.as_ref()).await.map_err(from_pod)?;
+            Ok(ListPodSandboxStatsResponse { stats })
+        })
+        .await
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<ListMetricDescriptorsRequest>,
+    ) -> Answer<ListMetricDescriptorsResponse> {
+        call::read("ListMetricDescriptors", "", async {
+            Ok(ListMetricDescriptorsResponse { descriptors: self.0.pods.metric_descriptors() })
+        })
+        .await
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<ListPodSandboxMetricsRequest>,
+    ) -> Answer<ListPodSandboxMetricsResponse> {
+        call::read("ListPodSandboxMetrics", "", async {
+            let pod_metrics = self.0.pods.list_pod_sandbox_metrics().await.map_err(from_pod)?;
+            Ok(ListPodSandboxMetricsResponse { pod_metrics })
+        })
+        .await
+    }
 
     type StreamPodSandboxesStream = BoxStream<StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<StreamPodSandboxesRequest>,
+        request: Request<StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        Err(status::unbuilt("StreamPodSandboxes"))
+        call::read("StreamPodSandboxes", "", async {
+            let list = self.0.pods.list_pod_sandboxes(request.into_inner().filter.as_ref());
+            Ok(one_a_message(list, |item| StreamPodSandboxesResponse { pod_sandboxes: vec![item] }))
+        })
+        .await
     }
 
     type StreamContainersStream = BoxStream<StreamContainersResponse>;
-    async fn stream_containers(&self, _: Request<StreamContainersRequest>) -> Answer<Self::StreamContainersStream> {
-        Err(status::unbuilt("StreamContainers"))
+    async fn stream_containers(
+        &self,
+        request: Request<StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        call::read("StreamContainers", "", async {
+            let list = self.0.pods.list_containers(request.into_inner().filter.as_ref());
+            Ok(one_a_message(list, |item| StreamContainersResponse { containers: vec![item] }))
+        })
+        .await
     }
 
     type StreamContainerStatsStream = BoxStream<StreamContainerStatsResponse>;
     async fn stream_container_stats(
         &self,
-        _: Request<StreamContainerStatsRequest>,
+        request: Request<StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        Err(status::unbuilt("StreamContainerStats"))
+        call::read("StreamContainerStats", "", async {
+            let filter = request.into_inner().filter;
+            let list = self.0.pods.list_container_stats(filter.as_ref()).await.map_err(from_pod)?;
+            Ok(one_a_message(list, |item| StreamContainerStatsResponse { container_stats: vec![item] }))
+        })
+        .await
     }
 
     type StreamPodSandboxStatsStream = BoxStream<StreamPodSandboxStatsResponse>;
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<StreamPodSandboxStatsRequest>,
+        request: Request<StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        Err(status::unbuilt("StreamPodSandboxStats"))
+        call::read("StreamPodSandboxStats", "", async {
+            let filter = request.into_inner().filter;
+            let list = self.0.pods.list_pod_sandbox_stats(filter.as_ref()).await.map_err(from_pod)?;
+            Ok(one_a_message(list, |item| StreamPodSandboxStatsResponse { pod_sandbox_stats: vec![item] }))
+        })
+        .await
     }
 
     type StreamPodSandboxMetricsStream = BoxStream<StreamPodSandboxMetricsResponse>;
@@ -249,34 +332,60 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        Err(status::unbuilt("StreamPodSandboxMetrics"))
+        call::read("StreamPodSandboxMetrics", "", async {
+            let list = self.0.pods.list_pod_sandbox_metrics().await.map_err(from_pod)?;
+            Ok(one_a_message(list, |item| StreamPodSandboxMetricsResponse { pod_sandbox_metrics: vec![item] }))
+        })
+        .await
     }
 
     type GetContainerEventsStream = BoxStream<ContainerEventResponse>;
     async fn get_container_events(&self, _: Request<GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
-        Err(status::unbuilt("GetContainerEvents"))
+        call::read("GetContainerEvents", "", async { Ok(streams::events(self.0.pods.events())) }).await
     }
 
     async fn update_container_resources(
         &self,
-        _: Request<UpdateContainerResourcesRequest>,
+        request: Request<UpdateContainerResourcesRequest>,
     ) -> Answer<UpdateContainerResourcesResponse> {
-        Err(status::unbuilt("UpdateContainerResources"))
+        let UpdateContainerResourcesRequest { container_id: id, linux, .. } = request.into_inner();
+        call::change("UpdateContainerResources", &id, async {
+            required(&id, "container_id")?;
+            let wanted = present(linux, "linux")?;
+            self.0.pods.update_container_resources(&id, wanted).await.map_err(from_pod)?;
+            Ok(UpdateContainerResourcesResponse {})
+        })
+        .await
     }
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<UpdatePodSandboxResourcesRequest>,
+        request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Answer<UpdatePodSandboxResourcesResponse> {
-        Err(status::unbuilt("UpdatePodSandboxResources"))
+        let UpdatePodSandboxResourcesRequest { pod_sandbox_id: id, overhead, resources } = request.into_inner();
+        call::change("UpdatePodSandboxResources", &id, async {
+            required(&id, "pod_sandbox_id")?;
+            self.0.pods.update_pod_sandbox_resources(&id, overhead, resources).await.map_err(from_pod)?;
+            Ok(UpdatePodSandboxResourcesResponse {})
+        })
+        .await
     }
 
     async fn update_runtime_config(
         &self,
-        _: Request<UpdateRuntimeConfigRequest>,
+        request: Request<UpdateRuntimeConfigRequest>,
     ) -> Answer<UpdateRuntimeConfigResponse> {
-        Err(status::unbuilt("UpdateRuntimeConfig"))
+        let network = request.into_inner().runtime_config.and_then(|config| config.network_config);
+        let ranges = network.map(|network| network.pod_cidr).unwrap_or_default();
+        call::change("UpdateRuntimeConfig", &ranges, async {
+            // As containerd without a template: addresses are the business of the network's own configuration.
+            address_ranges(&ranges, "runtime_config.network_config.pod_cidr")?;
+            Ok(UpdateRuntimeConfigResponse {})
+        })
+        .await
     }
+
+    // What follows is not built yet.
 
     async fn exec(&self, _: Request<ExecRequest>) -> Answer<ExecResponse> {
         Err(status::unbuilt("Exec"))
@@ -288,39 +397,6 @@ impl RuntimeService for Runtime {
 
     async fn port_forward(&self, _: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
         Err(status::unbuilt("PortForward"))
-    }
-
-    async fn container_stats(&self, _: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
-        Err(status::unbuilt("ContainerStats"))
-    }
-
-    async fn list_container_stats(&self, _: Request<ListContainerStatsRequest>) -> Answer<ListContainerStatsResponse> {
-        Err(status::unbuilt("ListContainerStats"))
-    }
-
-    async fn pod_sandbox_stats(&self, _: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
-        Err(status::unbuilt("PodSandboxStats"))
-    }
-
-    async fn list_pod_sandbox_stats(
-        &self,
-        _: Request<ListPodSandboxStatsRequest>,
-    ) -> Answer<ListPodSandboxStatsResponse> {
-        Err(status::unbuilt("ListPodSandboxStats"))
-    }
-
-    async fn list_metric_descriptors(
-        &self,
-        _: Request<ListMetricDescriptorsRequest>,
-    ) -> Answer<ListMetricDescriptorsResponse> {
-        Err(status::unbuilt("ListMetricDescriptors"))
-    }
-
-    async fn list_pod_sandbox_metrics(
-        &self,
-        _: Request<ListPodSandboxMetricsRequest>,
-    ) -> Answer<ListPodSandboxMetricsResponse> {
-        Err(status::unbuilt("ListPodSandboxMetrics"))
     }
 
     async fn checkpoint_pod(&self, _: Request<CheckpointPodRequest>) -> Answer<CheckpointPodResponse> {
@@ -339,12 +415,25 @@ impl Runtime {
         status.map(drop).map_err(|not_ready| ("NetworkPluginNotReady".to_owned(), not_ready.to_string()))
     }
 
+    /// What `crictl info` shows beside the conditions, under the keys that containerd uses where it has the same.
+    fn info(&self) -> HashMap<String, String> {
+        let network = match self.0.cni.status() {
+            Ok(_) => "OK".to_owned(),
+            Err(not_ready) => not_ready.to_string(),
+        };
+        HashMap::from([
+            ("config".to_owned(), self.0.configuration.read().unwrap_or_else(PoisonError::into_inner).clone()),
+            ("lastCNILoadStatus".to_owned(), serde_json::Value::from(network).to_string()),
+            ("version".to_owned(), serde_json::Value::from(self.0.version.as_str()).to_string()),
+        ])
+    }
+
     /// The two conditions that CRI requires, the handlers and what they can do.
     fn node_status(&self, verbose: bool) -> StatusResponse {
         let runtime = condition("RuntimeReady", Ok(()));
         let network = condition("NetworkReady", self.network());
         let info = match verbose {
-            true => HashMap::from([("config".to_owned(), self.0.configuration.clone())]),
+            true => self.info(),
             false => HashMap::new(),
         };
         StatusResponse {

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use stasis_pod::Kind;
 use tonic::{Code, Status};
 
-use crate::Checkpoints;
+use crate::{CheckpointSwitch, Checkpoints};
 
 /// The status of a failed operation on pods or containers.
 pub(crate) fn from_pod(error: stasis_pod::Error) -> Status {
@@ -70,8 +70,8 @@ pub(crate) fn unbuilt(method: &str) -> Status {
 ///
 /// Code and text are those by which the kubelet's conformance test "Checkpoint Container" knows a node without the
 /// feature; the first text must be the end of the message, the second may be followed by more.
-pub(crate) fn refuse_checkpoint(checkpoints: &Checkpoints, container: &str) -> Result<(), Status> {
-    match checkpoints {
+pub(crate) fn refuse_checkpoint(switch: &CheckpointSwitch, container: &str) -> Result<(), Status> {
+    match switch.get() {
         Checkpoints::Available => Ok(()),
         Checkpoints::Forbidden => {
             tracing::warn!(container, "checkpoints are off: `level` under [checkpoint] is \"none\"");
@@ -115,13 +115,14 @@ mod tests {
 
     #[test]
     fn a_node_without_checkpoints_says_so_in_the_words_of_the_kubelets_test() {
-        assert!(refuse_checkpoint(&Checkpoints::Available, "c").is_ok());
-        let forbidden = refuse_checkpoint(&Checkpoints::Forbidden, "c").unwrap_err();
+        let switch = CheckpointSwitch::new;
+        assert!(refuse_checkpoint(&switch(Checkpoints::Available), "c").is_ok());
+        let forbidden = refuse_checkpoint(&switch(Checkpoints::Forbidden), "c").unwrap_err();
         assert!(
             as_kubelet_reports(&forbidden)
                 .contains("(rpc error: code = Unknown desc = checkpoint/restore support not available)")
         );
-        let missing = refuse_checkpoint(&Checkpoints::Unavailable("no criu in PATH".into()), "c").unwrap_err();
+        let missing = refuse_checkpoint(&switch(Checkpoints::Unavailable("no criu in PATH".into())), "c").unwrap_err();
         assert!(as_kubelet_reports(&missing).contains(
             "(rpc error: code = Unknown desc = CRIU binary not found or too old (<31600). Failed to checkpoint container"
         ));

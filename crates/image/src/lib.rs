@@ -77,6 +77,7 @@ pub(crate) struct Inner {
     max_concurrent_downloads: usize,
     leases: Leases,
     locks: Locks,
+    pulls: pull::Pulls,
 }
 
 /// What images take on disk: blobs and unpacked layers. Writable layers are counted with their containers.
@@ -112,6 +113,7 @@ impl Images {
             max_concurrent_downloads: config.max_concurrent_downloads.max(1),
             leases: Leases::default(),
             locks: Locks::default(),
+            pulls: pull::Pulls::default(),
         });
         // Not on an async thread, where waiting for the gate would be refused.
         let collector = inner.clone();

@@ -2,7 +2,9 @@
 
 use std::io::Write as _;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use stasis_metrics::{Counter, Histogram, Kind, Text};
 use stasis_registry::{Access, Auth, Parsed, Platform, Reference, Session, select_platform};
 use tokio::sync::mpsc;
 
@@ -29,8 +31,41 @@ impl Images {
         let reference: Reference = reference.parse()?;
         let report = Report::new(progress);
         let lease = Lease::new(&self.inner, false).await;
+        let begin = Instant::now();
         let pulled = self.inner.pull(&reference, auth.as_ref(), &lease, &report).await;
+        self.inner.pulls.count(pulled.is_ok(), begin.elapsed());
         self.inner.finish(lease, pulled).await
+    }
+
+    /// Writes the metrics of images.
+    pub fn write_metrics(&self, text: &mut Text) {
+        text.family("stasis_images", Kind::Gauge, "Images on this node.");
+        text.sample(&[], self.list().len() as u64);
+        let pulls = &self.inner.pulls;
+        text.family("stasis_image_pulls", Kind::Counter, "Pulls by result.");
+        text.sample(&[("result", "done")], pulls.done.get());
+        text.sample(&[("result", "failed")], pulls.failed.get());
+        text.family("stasis_image_pull_duration_seconds", Kind::Histogram, "Time of a pull that was done.");
+        text.histogram(&[], &pulls.time);
+    }
+}
+
+/// What is counted of pulls.
+#[derive(Debug, Default)]
+pub(crate) struct Pulls {
+    done: Counter,
+    failed: Counter,
+    time: Histogram,
+}
+
+impl Pulls {
+    fn count(&self, done: bool, took: Duration) {
+        if done {
+            self.done.add_one();
+            self.time.observe(took);
+        } else {
+            self.failed.add_one();
+        }
     }
 }
 

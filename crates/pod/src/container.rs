@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stasis_cri_api::runtime::{
-    self as cri, CgroupDriver, Container as ContainerEntry, ContainerConfig, ContainerFilter, ContainerState,
-    ContainerStatus, ContainerStatusResponse, ImageSpec, NamespaceMode, PodSandboxConfig,
+    self as cri, CgroupDriver, Container as ContainerEntry, ContainerConfig, ContainerEventType, ContainerFilter,
+    ContainerResources, ContainerState, ContainerStatus, ContainerStatusResponse, ContainerUser, ImageSpec,
+    LinuxContainerUser, NamespaceMode, PodSandboxConfig,
 };
 use stasis_image::Image;
 use stasis_shim_api::layout;
@@ -19,6 +20,7 @@ use crate::files::{self, Paths};
 use crate::pods::{Container, Pod, Pods, remove_tree};
 use crate::record::{ContainerRecord, Phase, now};
 use crate::restore::Restore;
+use crate::signal::{self, SIGKILL, SIGTERM};
 use crate::spec::{self, ContainerInput, Namespaces, PidNamespace, PodFiles};
 use crate::state::{Admission, Event, Operation, admit, apply};
 
@@ -26,10 +28,6 @@ use crate::state::{Admission, Event, Operation, admit, apply};
 const KILL_LIMIT: Duration = Duration::from_secs(60);
 /// How long a task that was killed is waited for before it is killed again.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
-/// CRI numbers its signals from 1 to this.
-const SIGNALS: i32 = 65;
-const SIGTERM: u32 = 15;
-const SIGKILL: u32 = 9;
 
 /// What a new container stands on.
 pub(crate) struct Source {
@@ -77,6 +75,7 @@ impl Pods {
         match added {
             Ok(()) => {
                 reservation.keep();
+                self.tell(ContainerEventType::ContainerCreatedEvent, &id, &pod.id);
                 Ok(id)
             }
             Err(error) => {
@@ -95,6 +94,7 @@ impl Pods {
         self.store.put_container(&record).await?;
         let id = record.id.clone();
         self.containers.insert(&id, Container::new(record));
+        self.layers.added();
         Ok(())
     }
 
@@ -146,6 +146,7 @@ impl Pods {
         }
         let cgroups_path = self.cgroups_path(pod_config, &pod.id, id)?;
         let text = self.spec(pod, id, &config, pod_config, &source.base, &cgroups_path)?;
+        let user = user_of(&text)?;
         let path = bundle.join("config.json");
         std::fs::write(&path, &text).doing(format_args!("write {}", path.display()))?;
         let mut checkpoint = PathBuf::new();
@@ -167,6 +168,7 @@ impl Pods {
             cgroups_path,
             stop_signal: stop_signal(&config, &source.base),
             config: Some(config),
+            user: Some(user),
             ..ContainerRecord::default()
         };
         Ok(record)
@@ -234,13 +236,18 @@ impl Pods {
             let _turn = container.turn().await?;
             admit(Operation::Start, container.record().phase(), &container.id)?;
             let pod = pods.pod(&container.pod_id)?;
-            match pods.start(&pod, &container).await {
+            let started = pods.start(&pod, &container).await;
+            if container.record().restored {
+                pods.counters.restore(&started);
+            }
+            match started {
                 Ok(()) => Ok(()),
                 Err(error) => {
                     // What stays is taken away with the container.
                     let _ = pods.forget_task(&container).await;
                     let event = Event::StartFailed { message: error.to_string(), at: now() };
                     container.update(&pods.store, |record| apply(record, event)).await?;
+                    pods.tell(ContainerEventType::ContainerStoppedEvent, &container.id, &pod.id);
                     Err(error)
                 }
             }
@@ -282,6 +289,7 @@ impl Pods {
         container.set_task(Some(Arc::clone(&task)));
         let pid = task.start().await?;
         container.update(&self.store, |record| apply(record, Event::Started { pid, at: now() })).await?;
+        self.tell(ContainerEventType::ContainerStartedEvent, &container.id, &pod.id);
         self.watch_task(Arc::clone(container), task);
         if record.restored {
             self.release_checkpoint(&container.id).await;
@@ -383,6 +391,8 @@ impl Pods {
         if let Some(config) = &record.config {
             self.names.release(&container_name(&record.pod_id, config), &container.id);
         }
+        drop(record);
+        self.tell(ContainerEventType::ContainerDeletedEvent, &container.id, &container.pod_id);
     }
 
     /// Has the shim forget a task, if there is one: its exit has been recorded, or does not matter.
@@ -505,50 +515,6 @@ pub(crate) fn default_cgroup_parent(pod_id: &str) -> String {
     format!("/stasis/{pod_id}")
 }
 
-/// Number of a signal that an image or a request names: `TERM`, `SIGTERM`, `15`, `SIGRTMIN+3`.
-fn signal_number(name: &str) -> Option<u32> {
-    const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
-        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
-        "WINCH", "IO", "PWR", "SYS",
-    ];
-    const RTMIN: u32 = 34;
-    const RTMAX: u32 = 64;
-    if let Ok(number) = name.parse::<u32>() {
-        return (1..=RTMAX).contains(&number).then_some(number);
-    }
-    let name = name.to_ascii_uppercase();
-    let name = name.strip_prefix("SIG").unwrap_or(&name);
-    let real_time = |base: u32, offset: &str| match offset {
-        "" => Some(base),
-        offset => base.checked_add_signed(offset.parse().ok()?),
-    };
-    let number = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
-        (Some(offset), _) => real_time(RTMIN, offset)?,
-        (_, Some(offset)) => real_time(RTMAX, offset)?,
-        _ => match name {
-            "IOT" => 6,
-            "CLD" => 17,
-            "POLL" => 29,
-            name => u32::try_from(NAMES.iter().position(|known| *known == name)?).ok()? + 1,
-        },
-    };
-    (1..=RTMAX).contains(&number).then_some(number)
-}
-
-/// Number of a signal of CRI, which says `SIGRTMINPLUS3` for `SIGRTMIN+3`.
-fn number_of(signal: cri::Signal) -> Option<u32> {
-    let name = signal.as_str_name().trim_start_matches("SIGNAL_");
-    signal_number(&name.replace("PLUS", "+").replace("MINUS", "-"))
-}
-
-/// CRI's word for the signal that asks a container to end.
-fn effective_stop_signal(record: &ContainerRecord) -> cri::Signal {
-    let number = if record.stop_signal == 0 { SIGTERM } else { record.stop_signal };
-    let known = (1..=SIGNALS).filter_map(|value| cri::Signal::try_from(value).ok());
-    known.into_iter().find(|signal| number_of(*signal) == Some(number)).unwrap_or(cri::Signal::RuntimeDefault)
-}
-
 fn log_path(pod_config: &PodSandboxConfig, config: &ContainerConfig) -> Option<PathBuf> {
     let relative = (!config.log_path.is_empty() && !pod_config.log_directory.is_empty()).then_some(&config.log_path)?;
     Some(Path::new(&pod_config.log_directory).join(relative))
@@ -603,10 +569,38 @@ fn mount(mount: stasis_sys::mount::Mount) -> stasis_task::Mount {
 /// The signal that asks a container to end: the request's, else the image's, else 0 for SIGTERM.
 fn stop_signal(config: &ContainerConfig, image: &Image) -> u32 {
     if config.stop_signal() != cri::Signal::RuntimeDefault {
-        return number_of(config.stop_signal()).unwrap_or(0);
+        return signal::of_request(config.stop_signal()).unwrap_or(0);
     }
     let named = image.config.config().as_ref().and_then(|config| config.stop_signal().clone());
-    named.and_then(|name| signal_number(&name)).unwrap_or(0)
+    named.and_then(|name| signal::number(&name)).unwrap_or(0)
+}
+
+/// The identity with which the first process begins, out of an OCI spec.
+fn user_of(spec: &[u8]) -> Result<LinuxContainerUser> {
+    #[derive(serde::Deserialize)]
+    struct Spec {
+        process: Process,
+    }
+    #[derive(serde::Deserialize)]
+    struct Process {
+        user: User,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct User {
+        uid: u32,
+        gid: u32,
+        #[serde(default)]
+        additional_gids: Vec<u32>,
+    }
+    let spec: Spec = serde_json::from_slice(spec)
+        .map_err(|error| Error::internal(format!("the OCI spec names no user: {error}")))?;
+    let User { uid, gid, additional_gids } = spec.process.user;
+    Ok(LinuxContainerUser {
+        uid: uid.into(),
+        gid: gid.into(),
+        supplemental_groups: additional_gids.into_iter().map(Into::into).collect(),
+    })
 }
 
 /// What status answers call the image: a repository digest where there is one, else its ID.
@@ -645,8 +639,9 @@ fn entry(record: &ContainerRecord) -> ContainerEntry {
     }
 }
 
-fn status(record: &ContainerRecord) -> ContainerStatus {
+pub(crate) fn status(record: &ContainerRecord) -> ContainerStatus {
     let config = record.config.clone().unwrap_or_default();
+    let resources = config.linux.and_then(|linux| linux.resources);
     ContainerStatus {
         id: record.id.clone(),
         metadata: config.metadata,
@@ -664,8 +659,9 @@ fn status(record: &ContainerRecord) -> ContainerStatus {
         annotations: config.annotations,
         mounts: config.mounts,
         log_path: record.log_path.clone(),
-        stop_signal: effective_stop_signal(record).into(),
-        ..ContainerStatus::default()
+        resources: resources.map(|linux| ContainerResources { linux: Some(linux), windows: None }),
+        user: record.user.clone().map(|linux| ContainerUser { linux: Some(linux) }),
+        stop_signal: signal::of_status(record.stop_signal).into(),
     }
 }
 
@@ -679,43 +675,4 @@ fn passes(record: &ContainerRecord, filter: &ContainerFilter) -> bool {
 /// Whether `labels` have every pair of `selector`: "All labels are ANDed" (CRI).
 pub(crate) fn matches_labels(labels: &HashMap<String, String>, selector: &HashMap<String, String>) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_signal_of_the_interface_is_one_of_the_kernels() {
-        let signals: Vec<cri::Signal> = (1..=SIGNALS).filter_map(|value| cri::Signal::try_from(value).ok()).collect();
-        assert_eq!(signals.len(), SIGNALS as usize);
-        for signal in signals {
-            let number = number_of(signal).unwrap_or_else(|| panic!("{}", signal.as_str_name()));
-            let record = ContainerRecord { stop_signal: number, ..ContainerRecord::default() };
-            assert_eq!(number_of(effective_stop_signal(&record)), Some(number));
-        }
-        assert_eq!(number_of(cri::Signal::Sigrtminplus3), Some(37));
-        assert_eq!(effective_stop_signal(&ContainerRecord::default()), cri::Signal::Sigterm);
-    }
-
-    #[test]
-    fn signals_are_named_in_every_way_that_images_use() {
-        let cases = [
-            ("SIGTERM", Some(15)),
-            ("term", Some(15)),
-            ("9", Some(9)),
-            ("SIGRTMIN+3", Some(37)),
-            ("RTMAX-14", Some(50)),
-            ("SIGRTMAX", Some(64)),
-            ("SIGWINCH", Some(28)),
-            ("SIGRTMAX+1", None),
-            ("0", None),
-            ("65", None),
-            ("SIGNONSENSE", None),
-            ("", None),
-        ];
-        for (name, number) in cases {
-            assert_eq!(signal_number(name), number, "{name:?}");
-        }
-    }
 }

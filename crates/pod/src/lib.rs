@@ -7,7 +7,11 @@
 //!   Pods ── sandbox    run, stop, remove, status, list of pod sandboxes
 //!        ├─ container  create, start, stop, remove, status, list of containers
 //!        ├─ exec       ExecSync
+//!        ├─ stats      what containers and pods use         metrics  the same as the metrics of cAdvisor
+//!        ├─ events     tells what happens to those who listen
+//!        ├─ update     new limits for what exists
 //!        ├─ checkpoint the archive of a running container     restore  a container out of one
+//!        ├─ observe    metrics of the engine itself, and its state for debugging
 //!        ├─ monitor    waits for every running task and records its exit
 //!        ├─ reconcile  after a start of the daemon: what is true, what is left over
 //!        ├─ store      records in meta.redb                   state    what may follow what
@@ -23,21 +27,28 @@
 mod checkpoint;
 mod container;
 mod error;
+mod events;
 mod exec;
 mod files;
+mod metrics;
 mod monitor;
+mod observe;
 mod pods;
 mod reconcile;
 mod record;
 mod restore;
 mod sandbox;
+mod signal;
 pub mod spec;
 mod state;
+mod stats;
 mod store;
+mod update;
 
 pub use checkpoint::{
     ANNOTATION_PREFIX, CheckpointEntry, CheckpointLimits, CheckpointOptions, CheckpointPolicy, CheckpointReport,
     ImageTarget, Keep, OPTIONS, Preflight, Progress, Retention,
 };
 pub use error::{Error, Kind, Result};
-pub use pods::{Config, Handler, Pods, RestoreLevel};
+pub use events::EventReader;
+pub use pods::{Config, Handler, Pods, Policy, RestoreLevel};

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use stasis_cri_api::runtime::ContainerEventType;
 use stasis_task::Task;
 use tracing::{info, warn};
 
@@ -46,6 +47,7 @@ impl Pods {
             reason = container.record().reason,
             "exited"
         );
+        self.tell(ContainerEventType::ContainerStoppedEvent, &container.id, &container.pod_id);
         let _operation = container.operation.lock().await;
         // What fails is said there, and tried again by the removal.
         let _ = self.forget_task(container).await;

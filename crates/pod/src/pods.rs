@@ -15,8 +15,11 @@ use tracing::Instrument as _;
 
 use crate::checkpoint::{CheckpointLimits, CheckpointPolicy, Queue, Retention};
 use crate::error::{Error, Kind, Result};
+use crate::events::Events;
+use crate::observe::Counters;
 use crate::record::{ContainerRecord, Phase, PodRecord};
 use crate::spec::HostFacts;
+use crate::stats::{Layer, Layers, Rate};
 use crate::store::Store;
 
 /// Which rights this node gives over checkpoints. Restore is a right apart from create: it runs foreign state.
@@ -41,6 +44,17 @@ pub struct Handler {
     pub checkpoint: CheckpointPolicy,
 }
 
+/// Rights over checkpoints; they can be changed while the engine runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// What is allowed.
+    pub restore_level: RestoreLevel,
+    /// Directories from which archives may be restored by path.
+    pub archive_dirs: Vec<PathBuf>,
+    /// Longest time that a checkpoint may take, and what applies if the caller sets no time.
+    pub checkpoint_timeout_max: Duration,
+}
+
 /// What the engine is configured with.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -54,12 +68,8 @@ pub struct Config {
     pub default_handler: String,
     /// Who makes control groups.
     pub cgroup_driver: CgroupDriver,
-    /// Rights over checkpoints.
-    pub restore_level: RestoreLevel,
-    /// Directories from which archives may be restored by path.
-    pub archive_dirs: Vec<PathBuf>,
-    /// Longest time that a checkpoint may take, and what applies if the caller sets no time.
-    pub checkpoint_timeout_max: Duration,
+    /// Rights over checkpoints, at first.
+    pub policy: Policy,
     /// What checkpoints may use of the node.
     pub checkpoint_limits: CheckpointLimits,
     /// Which checkpoints stay.
@@ -78,6 +88,7 @@ pub struct Pods(pub(crate) Arc<Inner>);
 #[derive(Debug)]
 pub struct Inner {
     pub(crate) config: Config,
+    policy: RwLock<Arc<Policy>>,
     pub(crate) images: Images,
     pub(crate) cni: Cni,
     pub(crate) runtime: Arc<ShimRuntime>,
@@ -91,6 +102,11 @@ pub struct Inner {
     pub(crate) checkpoints: Queue,
     /// Held while the index of checkpoints is changed.
     pub(crate) checkpoint_index: tokio::sync::Mutex<()>,
+    /// Wakes the one who measures writable layers.
+    pub(crate) layers: Layers,
+    pub(crate) counters: Counters,
+    /// Tells what happens.
+    pub(crate) events: Events,
     /// How many operations run that change something.
     operations: tokio::sync::watch::Sender<usize>,
     /// Hears the events of foreign shims for as long as the engine lives: nobody else needs them, but a shim that is not
@@ -114,6 +130,8 @@ pub(crate) struct Pod {
     pub(crate) sandbox: RwLock<Option<Sandbox>>,
     /// Held by stop and remove.
     pub(crate) operation: tokio::sync::Mutex<()>,
+    /// Processor time of the last reading.
+    pub(crate) rate: Rate,
 }
 
 /// A container in memory.
@@ -129,6 +147,10 @@ pub(crate) struct Container {
     removed: tokio::sync::Mutex<bool>,
     /// The phase, for those who wait for the exit.
     phase: tokio::sync::watch::Sender<Phase>,
+    /// Processor time of the last reading.
+    pub(crate) rate: Rate,
+    /// Size of the writable layer.
+    pub(crate) layer: Layer,
 }
 
 impl std::fmt::Debug for Container {
@@ -144,6 +166,7 @@ impl Pod {
             record: RwLock::new(record),
             sandbox: RwLock::new(sandbox),
             operation: tokio::sync::Mutex::default(),
+            rate: Rate::default(),
         }
     }
 
@@ -185,6 +208,8 @@ impl Container {
             task: RwLock::new(None),
             operation: tokio::sync::Mutex::default(),
             removed: tokio::sync::Mutex::default(),
+            rate: Rate::default(),
+            layer: Layer::default(),
         }
     }
 
@@ -371,6 +396,7 @@ impl Pods {
             store: Store::open(db)?,
             host: HostFacts::detect(),
             checkpoints: Queue::new(config.checkpoint_limits.clone()),
+            policy: RwLock::new(Arc::new(config.policy.clone())),
             config,
             images,
             cni,
@@ -380,12 +406,26 @@ impl Pods {
             containers: Directory::default(),
             names: Names::default(),
             checkpoint_index: tokio::sync::Mutex::default(),
+            layers: Layers::default(),
+            counters: Counters::default(),
+            events: Events::default(),
             operations: tokio::sync::watch::Sender::new(0),
             _events: Mutex::new(events),
         };
         let pods = Self(Arc::new(inner));
         pods.reconcile().await?;
+        pods.watch_layers();
         Ok(pods)
+    }
+
+    /// The rights over checkpoints that hold now.
+    pub(crate) fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Gives other rights over checkpoints, for the operations that begin from now on.
+    pub fn set_policy(&self, policy: Policy) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
     /// The driver of control groups, for CRI's RuntimeConfig.
@@ -418,6 +458,11 @@ impl Pods {
     pub async fn drained(&self) {
         // An error means that the engine is gone, and its operations with it.
         let _ = self.operations.subscribe().wait_for(|running| *running == 0).await;
+    }
+
+    /// How many operations run that change something.
+    pub(crate) fn running_operations(&self) -> usize {
+        *self.operations.borrow()
     }
 
     pub(crate) fn pod(&self, id: &str) -> Result<Arc<Pod>> {

@@ -2,7 +2,7 @@
 //!
 //! The configurations are CRI's messages as they came. Field numbers are never used again for something else.
 
-use stasis_cri_api::runtime::{ContainerConfig, PodSandboxConfig};
+use stasis_cri_api::runtime::{ContainerConfig, LinuxContainerUser, PodSandboxConfig};
 
 /// A pod sandbox.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -77,6 +77,9 @@ pub(crate) struct ContainerRecord {
     /// Signal that asks it to end, as the image or the request names it; 0 for SIGTERM.
     #[prost(uint32, tag = "19")]
     pub(crate) stop_signal: u32,
+    /// Identity with which the first process begins.
+    #[prost(message, optional, tag = "20")]
+    pub(crate) user: Option<LinuxContainerUser>,
 }
 
 /// Where a container is in its life.

@@ -64,7 +64,7 @@ impl Pods {
     }
 
     fn allow_restore(&self, name: &str) -> Result<()> {
-        if self.config.restore_level == RestoreLevel::CheckpointRestore {
+        if self.policy().restore_level == RestoreLevel::CheckpointRestore {
             return Ok(());
         }
         warn!(audit = true, checkpoint = name, verdict = "refused", "restores are not allowed on this node");
@@ -79,7 +79,8 @@ impl Pods {
 
     /// Opens an archive below one of the configured directories, once; links are not followed, and it must be root's.
     fn open_archive(&self, path: &Path) -> Result<File> {
-        let below = self.config.archive_dirs.iter().find_map(|dir| Some((dir, path.strip_prefix(dir).ok()?)));
+        let policy = self.policy();
+        let below = policy.archive_dirs.iter().find_map(|dir| Some((dir, path.strip_prefix(dir).ok()?)));
         let Some((dir, relative)) = below else {
             return Err(Error::new(
                 Kind::PermissionDenied,
@@ -87,7 +88,7 @@ impl Pods {
                     "archives may not be restored from {}: add its directory to `archive_dirs` under [checkpoint] in \
                      the configuration of stasisd, which has {:?}",
                     path.display(),
-                    self.config.archive_dirs
+                    policy.archive_dirs
                 ),
             ));
         };

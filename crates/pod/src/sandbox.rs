@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use stasis_cni::PodNetwork;
 use stasis_cri_api::runtime::{
-    LinuxPodSandboxStatus, Namespace, NamespaceMode, PodIp, PodSandbox, PodSandboxConfig, PodSandboxFilter,
-    PodSandboxMetadata, PodSandboxNetworkStatus, PodSandboxState, PodSandboxStatus, PodSandboxStatusResponse,
+    ContainerEventType, LinuxPodSandboxStatus, Namespace, NamespaceMode, PodIp, PodSandbox, PodSandboxConfig,
+    PodSandboxFilter, PodSandboxMetadata, PodSandboxNetworkStatus, PodSandboxState, PodSandboxStatus,
+    PodSandboxStatusResponse,
 };
 use stasis_shim_api::{NamespaceSource, SandboxSpec, layout};
 use stasis_sys::namespace::{self, Kind, NewNamespaces};
@@ -83,6 +84,8 @@ impl Pods {
         };
         self.store.put_pod(&record).await?;
         let pod = self.pods.insert(id, Pod::new(record, Some(sandbox)));
+        self.tell(ContainerEventType::ContainerCreatedEvent, id, id);
+        self.tell(ContainerEventType::ContainerStartedEvent, id, id);
         self.watch_sandbox(pod);
         Ok(())
     }
@@ -122,7 +125,7 @@ impl Pods {
         }
     }
 
-    fn netns(&self, id: &str) -> PathBuf {
+    pub(crate) fn netns(&self, id: &str) -> PathBuf {
         self.pod_dir(id).join(layout::NAMESPACES).join("net")
     }
 
@@ -166,6 +169,9 @@ impl Pods {
                 record.network_released |= newly_released;
             })
             .await?;
+            if ready {
+                self.tell(ContainerEventType::ContainerStoppedEvent, &pod.id, &pod.id);
+            }
         }
         disconnected
     }
@@ -195,6 +201,7 @@ impl Pods {
             pods.pods.remove(&pod.id);
             let name = pod_name(pod.record().config.as_ref().unwrap_or(&PodSandboxConfig::default()));
             pods.names.release(&name, &pod.id);
+            pods.tell(ContainerEventType::ContainerDeletedEvent, &pod.id, &pod.id);
             Ok(())
         })
         .await
@@ -238,6 +245,7 @@ impl Pods {
             if let Err(error) = pod.update(&pods.store, |record| record.ready = false).await {
                 warn!(pod = pod.id, %error, "cannot record that a pod is not ready");
             }
+            pods.tell(ContainerEventType::ContainerStoppedEvent, &pod.id, &pod.id);
         });
     }
 

@@ -23,6 +23,7 @@ pub(crate) enum Operation {
     Exec,
     Checkpoint,
     ReopenLog,
+    Update,
 }
 
 /// Whether there is something left to do.
@@ -51,11 +52,13 @@ pub(crate) fn admit(operation: Operation, phase: Phase, id: &str) -> Result<Admi
         // "This call is idempotent, and must not return an error if the container has already been stopped."
         (Operation::Stop, Phase::Created | Phase::Exited) => Ok(Admission::Fulfilled),
         (Operation::Exec | Operation::Checkpoint | Operation::ReopenLog, Phase::Running) => Ok(Admission::Proceed),
-        (Operation::Start | Operation::Exec | Operation::Checkpoint | Operation::ReopenLog, _) => {
+        (Operation::Update, Phase::Created | Phase::Running) => Ok(Admission::Proceed),
+        (Operation::Start | Operation::Exec | Operation::Checkpoint | Operation::ReopenLog | Operation::Update, _) => {
             let (verb, needed) = match operation {
                 Operation::Start => ("start", "created"),
                 Operation::Exec => ("execute a command in", "running"),
                 Operation::Checkpoint => ("checkpoint", "running"),
+                Operation::Update => ("update", "created or running"),
                 _ => ("reopen the log of", "running"),
             };
             let is = name(phase);

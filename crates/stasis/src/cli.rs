@@ -194,6 +194,9 @@ pub(crate) enum Command {
     /// Show what the daemon found of its engines, and what does not work for lack of them
     #[command(after_help = "Examples:\n  stasis doctor\n  stasis doctor -o json")]
     Doctor,
+    /// Look for a fault in the daemon
+    #[command(subcommand)]
+    Debug(Debug),
     /// Print the versions of this program and of the daemon
     #[command(after_help = "Examples:\n  stasis version\n  stasis version --client")]
     Version {
@@ -363,6 +366,13 @@ pub(crate) enum Checkpoint {
         #[arg(value_name = "ARCHIVE|IMAGE", value_hint = ValueHint::FilePath)]
         source: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Debug {
+    /// Print what the daemon holds: pods, containers, tasks, and the calls and operations that run, as JSON
+    #[command(after_help = "Examples:\n  stasis debug dump\n  stasis debug dump | jq .calls")]
+    Dump,
 }
 
 const RESTORE_EXAMPLES: &str = "\

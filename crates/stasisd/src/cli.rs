@@ -20,19 +20,19 @@ pub(crate) struct Cli {
     pub(crate) config: Option<PathBuf>,
 
     /// Directory of images, snapshots and state; instead of `root` in the configuration.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     pub(crate) root: Option<PathBuf>,
 
     /// Directory of the socket and the running pods; instead of `state` in the configuration.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     pub(crate) state: Option<PathBuf>,
 
     /// Socket to serve on, unix:///PATH or an absolute path; instead of `listen` in the configuration.
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", global = true)]
     pub(crate) listen: Option<String>,
 
     /// Level of the log messages: error, warn, info, debug, trace; instead of `log.level` in the configuration.
-    #[arg(long, value_name = "LEVEL")]
+    #[arg(long, value_name = "LEVEL", global = true)]
     pub(crate) log_level: Option<String>,
 
     #[command(subcommand)]
@@ -59,6 +59,8 @@ pub(crate) enum Command {
 pub(crate) enum ConfigCommand {
     /// Print the default configuration with a sentence about every key.
     Default,
+    /// Print the configuration in effect, each value with where it comes from: option, line of the file, or default.
+    Dump,
     /// Check a configuration file and say what is wrong with it, by line and column.
     Check {
         /// The file [default: that of --config, else /etc/stasis/config.toml].
@@ -88,6 +90,19 @@ impl Cli {
     }
 }
 
+impl Cli {
+    /// The keys that the command line sets, each with its option.
+    fn overruled(&self) -> Vec<(&'static str, &'static str)> {
+        let options = [
+            (self.root.is_some(), "root", "--root"),
+            (self.state.is_some(), "state", "--state"),
+            (self.listen.is_some(), "listen", "--listen"),
+            (self.log_level.is_some(), "log.level", "--log-level"),
+        ];
+        options.into_iter().filter(|(given, _, _)| *given).map(|(_, key, option)| (key, option)).collect()
+    }
+}
+
 /// The path given on the command line, made absolute; else the configured one.
 fn overruled(given: &Option<PathBuf>, configured: PathBuf) -> anyhow::Result<PathBuf> {
     match given {
@@ -97,8 +112,10 @@ fn overruled(given: &Option<PathBuf>, configured: PathBuf) -> anyhow::Result<Pat
 }
 
 /// `stasisd config …`
-pub(crate) fn config_command(command: &ConfigCommand, of_option: Option<&Path>) -> anyhow::Result<()> {
+pub(crate) fn config_command(command: &ConfigCommand, cli: &Cli) -> anyhow::Result<()> {
+    let of_option = cli.config.as_deref();
     match command {
+        ConfigCommand::Dump => print(config::dump(&cli.settings()?, of_option, &cli.overruled())?.as_bytes()),
         ConfigCommand::Default => print(config::DEFAULT_TOML.as_bytes()),
         ConfigCommand::Check { file } => {
             let path = file.as_deref().or(of_option).unwrap_or(Path::new(config::DEFAULT_PATH));

@@ -4,18 +4,21 @@
 //! the same defaults (a test compares the two). This module reads files and text; it looks at nothing else of the host.
 
 mod document;
+mod origin;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use stasis_pod::{CheckpointLimits, CheckpointPolicy};
 
 use self::document::Document;
+pub(crate) use self::origin::dump;
 use crate::engines::SHIM;
 
 /// Every key with its default and a sentence about it: what `stasisd config default` prints.
@@ -46,6 +49,7 @@ pub(crate) struct Config {
     pub(crate) listen: Option<String>,
     pub(crate) default_runtime: String,
     pub(crate) log: Log,
+    pub(crate) metrics: Metrics,
     pub(crate) engines: Engines,
     pub(crate) cni: Cni,
     pub(crate) cgroup: Cgroup,
@@ -63,6 +67,13 @@ pub(crate) struct Config {
 pub(crate) struct Log {
     pub(crate) level: String,
     pub(crate) format: LogFormat,
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Metrics {
+    pub(crate) address: Option<SocketAddr>,
 }
 
 /// `[log] format`
@@ -288,6 +299,9 @@ impl Config {
         check(self.shim.path.as_ref().is_none_or(|path| path.ends_with(SHIM)), &["shim", "path"], {
             format!("the program of the shim must be called {SHIM}, by which runtime types find it")
         });
+        check(self.metrics.address.is_none_or(|address| address.ip().is_loopback()), &["metrics", "address"], {
+            "metrics.address is no loopback address; metrics are not encrypted, and name pods and images".to_owned()
+        });
         for (key, value) in self.positive_numbers() {
             check(value > 0, &key, format!("{} must be at least 1", key.join(".")));
         }
@@ -355,6 +369,7 @@ impl Default for Config {
             listen: None,
             default_runtime: BUILT_IN_RUNTIME.into(),
             log: Log::default(),
+            metrics: Metrics::default(),
             engines: Engines::default(),
             cni: Cni::default(),
             cgroup: Cgroup::default(),

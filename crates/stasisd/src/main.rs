@@ -6,7 +6,9 @@ mod doctor;
 mod engines;
 mod listen;
 mod log;
+mod metrics;
 mod parts;
+mod reload;
 mod serve;
 mod settings;
 mod state;
@@ -16,7 +18,6 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::cli::{Cli, Command};
-use crate::config::Config;
 
 /// Threads for blocking work (hashing, unpacking, fsync): enough to keep a disk busy, few enough to stay small.
 const BLOCKING_THREADS_MAX: usize = 64;
@@ -24,8 +25,8 @@ const BLOCKING_THREADS_MAX: usize = 64;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.command {
-        None => cli.settings().and_then(run),
-        Some(Command::Config(command)) => cli::config_command(command, cli.config.as_deref()),
+        None => run(&cli),
+        Some(Command::Config(command)) => cli::config_command(command, &cli),
         Some(Command::Doctor) => cli.settings().and_then(|config| cli::doctor(&config)),
         Some(Command::Completions { shell }) => cli::completions(*shell),
         Some(Command::Man) => cli::man(),
@@ -37,8 +38,9 @@ fn main() -> ExitCode {
 }
 
 /// The daemon, from its settings to its end.
-fn run(config: Config) -> anyhow::Result<()> {
-    log::start(&config.log)?;
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    let config = cli.settings()?;
+    let level = log::start(&config.log)?;
     let (root, state) = (config.root.display(), config.state.display());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %root, %state, "starting");
     let directories = state::Directories::claim(&config)?;
@@ -52,7 +54,8 @@ fn run(config: Config) -> anyhow::Result<()> {
             _ = signals.next() => return Ok(()),
         };
         let socket = listen::Socket::bind(&config.socket())?;
-        serve::until_signalled(&config, parts, socket, signals).await
+        let reload = reload::Reload::new(&config, level, &parts);
+        serve::until_signalled(reload, || cli.settings(), parts, socket, signals).await
     })?;
     // A read that hangs in the kernel must not hold up the end.
     runtime.shutdown_background();

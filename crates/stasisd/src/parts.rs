@@ -1,14 +1,14 @@
 //! The parts of the daemon, made from its configuration and put together: database, images, network, shims, pods.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use redb::Database;
 use stasis_checkpoint::EngineFacts;
 use stasis_cni::Cni;
-use stasis_cri::{Checkpoints, Parts};
+use stasis_cri::{CheckpointSwitch, Checkpoints, Parts};
 use stasis_cri_api::runtime::{RuntimeHandler, RuntimeHandlerFeatures};
 use stasis_criu::Version;
 use stasis_image::Images;
@@ -64,10 +64,10 @@ pub(crate) async fn build(config: &Config) -> anyhow::Result<Parts> {
         pods,
         images,
         cni,
-        checkpoints,
+        checkpoints: CheckpointSwitch::new(checkpoints),
         handlers: handlers.await?,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        configuration: serde_json::to_string(config)?,
+        configuration: Arc::new(RwLock::new(serde_json::to_string(config)?)),
         doctor,
     })
 }
@@ -81,7 +81,7 @@ fn open_database(root: &Path) -> anyhow::Result<Arc<Database>> {
 }
 
 /// Whether containers can be checkpointed; if not, it is said here once, at the start.
-fn checkpoints(config: &Config, engines: &Engines) -> (Checkpoints, Option<Version>) {
+pub(crate) fn checkpoints(config: &Config, engines: &Engines) -> (Checkpoints, Option<Version>) {
     if config.checkpoint.level == Level::None {
         return (Checkpoints::Forbidden, None);
     }

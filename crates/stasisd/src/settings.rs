@@ -73,13 +73,7 @@ impl Config {
             handlers: self.runtimes.iter().map(|(name, runtime)| (name.clone(), handler(runtime))).collect(),
             default_handler: self.default_runtime.clone(),
             cgroup_driver: self.cgroup_driver(),
-            restore_level: match self.checkpoint.level {
-                Level::None => RestoreLevel::None,
-                Level::CheckpointOnly => RestoreLevel::CheckpointOnly,
-                Level::CheckpointRestore => RestoreLevel::CheckpointRestore,
-            },
-            archive_dirs: self.checkpoint.archive_dirs.clone(),
-            checkpoint_timeout_max: Duration::from_secs(self.checkpoint.max_timeout_seconds),
+            policy: self.policy(),
             checkpoint_limits: CheckpointLimits {
                 parallel: self.checkpoint.parallel,
                 buffer_bytes: self.checkpoint.buffer_bytes,
@@ -91,6 +85,18 @@ impl Config {
                 Checkpoints::Unavailable(why) => Some(why.clone()),
                 Checkpoints::Available | Checkpoints::Forbidden => None,
             },
+        }
+    }
+
+    pub(crate) fn policy(&self) -> stasis_pod::Policy {
+        stasis_pod::Policy {
+            restore_level: match self.checkpoint.level {
+                Level::None => RestoreLevel::None,
+                Level::CheckpointOnly => RestoreLevel::CheckpointOnly,
+                Level::CheckpointRestore => RestoreLevel::CheckpointRestore,
+            },
+            archive_dirs: self.checkpoint.archive_dirs.clone(),
+            checkpoint_timeout_max: Duration::from_secs(self.checkpoint.max_timeout_seconds),
         }
     }
 

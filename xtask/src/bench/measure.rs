@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use stasis_cri_api::runtime::ListContainerStatsRequest;
 
 use super::checkpoint_image;
 use crate::cri::{Container, Pod, await_message, container_config};
@@ -13,6 +14,9 @@ use crate::registry::Registry;
 
 /// Time for a workload to fill its memory and to say something.
 const OUTPUT: Duration = Duration::from_secs(60);
+
+/// Calls in a row whose processor time is measured: the kernel counts it in hundredths of a second.
+const STATISTICS_CALLS: u32 = 20;
 
 /// Ticks of the workload that are seen before a checkpoint begins.
 const WARM_TICKS: usize = 50;
@@ -55,6 +59,15 @@ pub(super) struct Memory {
     pub(super) daemon: Series,
     pub(super) shim_resident: Series,
     pub(super) shim_proportional: Series,
+}
+
+/// Statistics of many containers, in milliseconds a call.
+#[derive(Debug)]
+pub(super) struct Statistics {
+    /// ListContainerStats.
+    pub(super) call: Series,
+    /// Processor time of the daemon and its shims.
+    pub(super) processor: Series,
 }
 
 impl Bench<'_> {
@@ -114,18 +127,37 @@ impl Bench<'_> {
         Ok(times)
     }
 
+    /// Runs many pods on each node and asks for the statistics of all of them.
+    pub(super) async fn statistics(&mut self, image: &str, pods: usize) -> Result<Statistics> {
+        let mut times = Statistics { call: self.series(), processor: self.series() };
+        let mut running = Vec::new();
+        for node in self.nodes.iter_mut() {
+            running.push(run_many(node, image, pods).await?);
+        }
+        for round in 0..=self.rounds {
+            for (number, node) in self.nodes.iter_mut().enumerate() {
+                let (call, processor) = ask_for_statistics(node, pods).await?;
+                // The first round fills caches.
+                if round > 0 {
+                    times.call[number].extend(call);
+                    times.processor[number].push(processor);
+                }
+            }
+        }
+        for (node, pods) in self.nodes.iter_mut().zip(&running) {
+            for pod in pods {
+                remove(node, pod).await?;
+            }
+        }
+        Ok(times)
+    }
+
     /// Runs many pods on each node and reads the memory of daemon and shims.
     pub(super) async fn memory(&mut self, image: &str, pods: usize) -> Result<Memory> {
         let mut memory =
             Memory { daemon: self.series(), shim_resident: self.series(), shim_proportional: self.series() };
         for (number, node) in self.nodes.iter_mut().enumerate() {
-            let mut running = Vec::new();
-            for pod in 0..pods {
-                let pod = node.cri.run_pod(node.pod_config(&format!("many-{pod}"))).await?;
-                let container = node.cri.create(&pod, container_config("main", image, &["sleep", "1000"])).await?;
-                node.cri.start(&container).await?;
-                running.push(pod);
-            }
+            let running = run_many(node, image, pods).await?;
             memory.daemon[number].push(rollup(node.pid(), "Rss:")?);
             for shim in node.shims()? {
                 memory.shim_resident[number].push(rollup(shim, "Rss:")?);
@@ -189,6 +221,49 @@ async fn largest_gap(container: &Container, before: u128, after: u128) -> Result
     let last = ticks.partition_point(|tick| *tick <= after).min(ticks.len() - 1);
     let gap = ticks[first..=last].windows(2).map(|pair| pair[1] - pair[0]).max();
     Ok(gap.context("no two ticks around the checkpoint")? as f64 / 1e6)
+}
+
+/// Runs pods with one sleeping container each.
+async fn run_many(node: &mut Node, image: &str, pods: usize) -> Result<Vec<Pod>> {
+    let mut running = Vec::new();
+    for pod in 0..pods {
+        let pod = node.cri.run_pod(node.pod_config(&format!("many-{pod}"))).await?;
+        let container = node.cri.create(&pod, container_config("main", image, &["sleep", "100000"])).await?;
+        node.cri.start(&container).await?;
+        running.push(pod);
+    }
+    Ok(running)
+}
+
+/// Asks a few times; returns the time of each call, and the processor time of one in the mean.
+async fn ask_for_statistics(node: &mut Node, containers: usize) -> Result<(Vec<f64>, f64)> {
+    let before = processor_time(node)?;
+    let mut calls = Vec::new();
+    for _ in 0..STATISTICS_CALLS {
+        let begin = Instant::now();
+        let answer = node.cri.runtime.list_container_stats(ListContainerStatsRequest { filter: None }).await?;
+        calls.push(milliseconds(begin));
+        let stats = answer.into_inner().stats;
+        let told = stats.iter().filter(|stats| stats.cpu.is_some() && stats.memory.is_some()).count();
+        ensure!(told == containers, "{} tells the usage of {told} containers", node.runtime.name());
+    }
+    Ok((calls, (processor_time(node)? - before) / STATISTICS_CALLS as f64))
+}
+
+/// Processor time that a node's daemon and shims have used, in milliseconds.
+fn processor_time(node: &Node) -> Result<f64> {
+    let ticks = |pid: u32| -> Result<u64> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The name, in parentheses, may hold spaces; user and system time are the 12th and 13th field behind it.
+        let fields = stat.rsplit_once(')').context("a stat file without a name")?.1;
+        let times = fields.split_whitespace().skip(11).take(2);
+        times.map(|time| time.parse::<u64>().context("a time that is none")).sum()
+    };
+    let mut all = ticks(node.pid())?;
+    for shim in node.shims()? {
+        all += ticks(shim)?;
+    }
+    Ok(all as f64 * 1e3 / rustix::param::clock_ticks_per_second() as f64)
 }
 
 async fn remove(node: &mut Node, pod: &Pod) -> Result<()> {

@@ -135,6 +135,7 @@ impl Pods {
             let made = pods.checkpoint(&container, &options, digest).await;
             let members = pods.bundle(&container.pod_id, &container.id).join(MEMBERS);
             crate::pods::remove_tree(&members).await.doing(format_args!("remove {}", members.display()))?;
+            pods.counters.checkpoint(&made);
             made.map_err(|error| error.context(format_args!("checkpoint of container {}", container.id)))
         })
         .await
@@ -265,7 +266,7 @@ impl Pods {
     }
 
     fn allow_checkpoint(&self) -> Result<()> {
-        if self.config.restore_level == RestoreLevel::None {
+        if self.policy().restore_level == RestoreLevel::None {
             return Err(Error::new(
                 Kind::PermissionDenied,
                 "this node does not allow checkpoints: set `level` under [checkpoint] in the configuration of stasisd",
@@ -279,7 +280,7 @@ impl Pods {
 
     /// "Timeout of zero means to use the CRI default", which is our maximum; the maximum caps every other.
     fn timeout(&self, asked: Option<Duration>) -> Duration {
-        let max = self.config.checkpoint_timeout_max;
+        let max = self.policy().checkpoint_timeout_max;
         asked.filter(|asked| !asked.is_zero()).map_or(max, |asked| asked.min(max))
     }
 

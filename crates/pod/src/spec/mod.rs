@@ -184,7 +184,7 @@ fn linux(
     linux.set_namespaces(Some(namespaces(input)));
     linux.set_cgroups_path(Some(PathBuf::from(&input.cgroups_path)));
     linux.set_devices(Some(devices.nodes));
-    linux.set_resources(Some(limits(input, devices.rules)?));
+    linux.set_resources(Some(limits_of(input, devices.rules)?));
     linux.set_masked_paths(Some(masked));
     linux.set_readonly_paths(Some(readonly));
     linux.set_mount_label(labels.map(|(_, label)| label));
@@ -193,10 +193,17 @@ fn linux(
     Ok(linux)
 }
 
-fn limits(input: &ContainerInput<'_>, rules: Vec<oci_spec::runtime::LinuxDeviceCgroup>) -> Result<LinuxResources> {
+fn limits_of(input: &ContainerInput<'_>, rules: Vec<oci_spec::runtime::LinuxDeviceCgroup>) -> Result<LinuxResources> {
     let none = LinuxContainerResources::default();
     let request = input.config.linux.as_ref().and_then(|l| l.resources.as_ref()).unwrap_or(&none);
     resources::resources(request, rules, input.cgroup_v2, input.host)
+}
+
+/// The limits of `resources` alone, without rules for devices: for a container that exists.
+pub fn limits(resources: &LinuxContainerResources, cgroup_v2: bool, host: &HostFacts) -> Result<LinuxResources> {
+    let mut limits = resources::resources(resources, Vec::new(), cgroup_v2, host)?;
+    limits.set_devices(None);
+    Ok(limits)
 }
 
 /// The mount namespace is always new; the cgroup namespace is new on v2 and the host's on v1, as in containerd.

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod containers;
+mod debug;
 mod doctor;
 mod images;
 mod logs;
@@ -39,6 +40,7 @@ pub(crate) async fn run(cli: Cli) -> Done {
         Command::Ps { all } => containers::ps(&connect().await?, output, all).await,
         Command::Stop { containers, time } => containers::stop(&connect().await?, output, &containers, time).await,
         Command::Rm { containers, force } => containers::rm(&connect().await?, output, &containers, force).await,
+        Command::Debug(command) => debug::run(&connect().await?, output, command).await,
         Command::Pods => pods::pods(&connect().await?, output).await,
         Command::Stopp { pods } => pods::stop(&connect().await?, output, &pods).await,
         Command::Rmp { pods, force } => pods::remove(&connect().await?, output, &pods, force).await,

@@ -1,5 +1,6 @@
 //! One TOML text with the places of its keys: errors that name line and column, and unknown keys with the nearest known.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
@@ -48,6 +49,23 @@ impl<'a> Document<'a> {
     pub(super) fn problem_at(&self, key: &[&str], message: String) -> Problem {
         let place = find(self.table.get_ref(), key).map(|span| position(self.text, span.start));
         Problem { file: self.file.to_owned(), place, message }
+    }
+
+    /// The line of each value, by dotted key.
+    pub(super) fn lines(&self) -> BTreeMap<String, usize> {
+        let mut lines = BTreeMap::new();
+        self.lines_in(self.table.get_ref(), "", &mut lines);
+        lines
+    }
+
+    fn lines_in(&self, table: &DeTable<'_>, above: &str, lines: &mut BTreeMap<String, usize>) {
+        for (key, value) in table {
+            let name = format!("{above}{}", key.get_ref());
+            match value.get_ref() {
+                DeValue::Table(table) => self.lines_in(table, &format!("{name}."), lines),
+                _ => drop(lines.insert(name, position(self.text, value.span().start).0)),
+            }
+        }
     }
 
     fn unknown_in(

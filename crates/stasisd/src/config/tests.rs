@@ -55,6 +55,17 @@ fn every_key_is_documented_with_a_sentence() {
 }
 
 #[test]
+fn metrics_are_served_on_loopback_only() {
+    for address in ["127.0.0.1:9790", "[::1]:9790"] {
+        parse(&format!("[metrics]\naddress = \"{address}\"\n")).unwrap();
+    }
+    refused(
+        "[metrics]\naddress = \"0.0.0.0:9790\"\n",
+        "config.toml:2:11: metrics.address is no loopback address; metrics are not encrypted, and name pods and images",
+    );
+}
+
+#[test]
 fn a_partial_file_keeps_the_other_defaults() {
     let config = parse("state = \"/run/other\"\n[log]\nformat = \"json\"\n").unwrap();
     assert_eq!(config.log.format, LogFormat::Json);

@@ -5,6 +5,7 @@
 mod always_thawed;
 mod checkpoint;
 mod daemon_dies;
+mod events;
 mod forged;
 mod gone;
 mod hostile;
@@ -12,8 +13,10 @@ mod kept;
 mod life;
 mod options;
 mod peers;
+mod observe;
 mod refusals;
 mod security;
 mod shim_dies;
 mod travel;
 mod workloads;
+mod usage;
