@@ -7,6 +7,7 @@
 //!   Services ── routes   one tower service, by the path of the call
 //!            ├─ runtime  CRI RuntimeService      image  CRI ImageService     admin  stasis.v1 Admin
 //!            ├─ call     span, log line and latency of every call
+//!            ├─ streams  the engine behind exec, attach and port-forward
 //!            ├─ status   errors → gRPC codes, in one place
 //!            └─ request  what must be in a request
 //! ```
@@ -19,6 +20,7 @@ mod request;
 mod routes;
 mod runtime;
 mod status;
+mod streams;
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,9 +33,11 @@ use stasis_cri_api::stasis::Finding;
 use stasis_cri_api::stasis::admin_server::AdminServer;
 use stasis_image::Images;
 use stasis_pod::Pods;
+use stasis_streaming::Server;
 use tonic::{Response, Status};
 
 pub use crate::routes::Routes;
+pub use crate::streams::backend;
 
 /// Largest message in either direction: the kubelet's own limit (16 MiB), which the pod engine keeps ExecSync below.
 pub const MESSAGE_MAX: usize = 16 * 1024 * 1024;
@@ -50,6 +54,8 @@ pub struct Parts {
     pub images: Images,
     /// The pod network, for the condition NetworkReady.
     pub cni: Cni,
+    /// Gives out the URLs of exec, attach and port-forward.
+    pub streaming: Server,
     /// Whether containers can be checkpointed here.
     pub checkpoints: Checkpoints,
     /// The runtime handlers with what each can do; the default one a second time, with an empty name.

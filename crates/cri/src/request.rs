@@ -50,6 +50,15 @@ pub(crate) fn seconds(value: i64, field: &str) -> Result<Option<Duration>, Statu
     Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
 }
 
+/// A TCP port.
+///
+/// # Errors
+/// `InvalidArgument` for what is none.
+pub(crate) fn port_number(value: i32) -> Result<u16, Status> {
+    let port = u16::try_from(value).ok().filter(|port| *port > 0);
+    port.ok_or_else(|| Status::invalid_argument(format!("port {value} is no TCP port: they go from 1 to 65535")))
+}
+
 #[cfg(test)]
 mod tests {
     use tonic::Code;
@@ -66,6 +75,8 @@ mod tests {
         check(absolute("a/b", "path").unwrap_err(), "path \"a/b\" is not an absolute path");
         check(absolute("", "path").unwrap_err(), "path is empty");
         check(seconds(-1, "timeout").unwrap_err(), "timeout is -1; it must not be negative");
+        check(port_number(0).unwrap_err(), "port 0 is no TCP port: they go from 1 to 65535");
+        assert_eq!(port_number(65535).unwrap(), 65535);
         assert_eq!(required("x", "y").unwrap(), "x");
         assert_eq!(seconds(0, "timeout").unwrap(), None);
         assert_eq!(seconds(7, "timeout").unwrap(), Some(Duration::from_secs(7)));

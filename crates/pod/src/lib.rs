@@ -6,7 +6,7 @@
 //! ```text
 //!   Pods ── sandbox    run, stop, remove, status, list of pod sandboxes
 //!        ├─ container  create, start, stop, remove, status, list of containers
-//!        ├─ exec       ExecSync
+//!        ├─ exec       ExecSync                               stream   exec and attach with streams, ports
 //!        ├─ checkpoint the archive of a running container     restore  a container out of one
 //!        ├─ monitor    waits for every running task and records its exit
 //!        ├─ reconcile  after a start of the daemon: what is true, what is left over
@@ -34,7 +34,10 @@ mod sandbox;
 pub mod spec;
 mod state;
 mod store;
+mod stream;
 
 pub use checkpoint::{CheckpointOptions, CheckpointReport};
 pub use error::{Error, Kind, Result};
 pub use pods::{Config, Handler, Pods, RestoreLevel};
+pub use stasis_task::Streams;
+pub use stream::{Control, Session};

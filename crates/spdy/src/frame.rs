@@ -29,7 +29,6 @@ const WINDOW_UPDATE: u16 = 9;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reset {
     ProtocolError = 1,
-    InvalidStream = 2,
     RefusedStream = 3,
     Cancel = 5,
     FlowControlError = 7,

@@ -30,6 +30,11 @@ impl Incoming {
         Incoming { headers, stream: Stream { id, shared }, connection }
     }
 
+    /// Its number: odd, and larger than those of the streams before.
+    pub fn id(&self) -> u32 {
+        self.stream.id
+    }
+
     /// What the peer opened it with.
     pub fn headers(&self) -> &Headers {
         &self.headers
