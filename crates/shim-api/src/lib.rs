@@ -26,8 +26,9 @@ pub const SANDBOX_SPEC_URL: &str = "stasis.shim.v1/SandboxSpec";
 /// Scheme of a stdout or stderr URI that makes the shim write a CRI log file: `cri:///var/log/pods/…/0.log`.
 pub const CRI_LOG_SCHEME: &str = "cri://";
 
-/// The stdin of a container that clients attach to: the shim keeps it open, with nothing in it until a client comes.
-pub const ATTACHED_STDIN: &str = "attach://";
+/// A stream that only attached clients have. As stdin the shim keeps it open, with nothing in it until a client comes; as
+/// stdout or stderr it goes nowhere while there is no client.
+pub const ATTACHED: &str = "attach://";
 
 /// Longest message in one line of a CRI log, in bytes; longer ones are split and tagged `P` (containerd's default).
 pub const CRI_LOG_LINE_MAX: usize = 16 * 1024;
@@ -101,7 +102,7 @@ pub struct ReopenLogRequest {
 pub struct AttachRequest {
     /// Task ID, which is the container's ID.
     pub id: String,
-    /// FIFO of the client's input; only where the stdin of the container is [`ATTACHED_STDIN`].
+    /// FIFO of the client's input; only where the stdin of the container is [`ATTACHED`].
     pub stdin: Option<PathBuf>,
     /// FIFO of standard output, or of the terminal.
     pub stdout: Option<PathBuf>,

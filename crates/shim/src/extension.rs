@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use stasis_shim_api::{METHOD_CHECKPOINT, METHOD_REOPEN_LOG, ReopenLogRequest, SERVICE};
+use stasis_shim_api::{AttachRequest, METHOD_ATTACH, METHOD_CHECKPOINT, METHOD_REOPEN_LOG, ReopenLogRequest, SERVICE};
 use ttrpc::r#async::{MethodHandler, Service, TtrpcContext};
 use ttrpc::{Code, Request, Response, get_status};
 
@@ -18,6 +18,7 @@ use crate::server::{Shim, detached};
 enum Method {
     Checkpoint,
     ReopenLog,
+    Attach,
 }
 
 struct Handler {
@@ -31,7 +32,11 @@ pub(crate) fn service(shim: &Arc<Shim>) -> HashMap<String, Service> {
         let handler: Box<dyn MethodHandler + Send + Sync> = Box::new(Handler { shim: Arc::clone(shim), method });
         (name.to_owned(), handler)
     };
-    let methods = [handler(METHOD_CHECKPOINT, Method::Checkpoint), handler(METHOD_REOPEN_LOG, Method::ReopenLog)];
+    let methods = [
+        handler(METHOD_CHECKPOINT, Method::Checkpoint),
+        handler(METHOD_REOPEN_LOG, Method::ReopenLog),
+        handler(METHOD_ATTACH, Method::Attach),
+    ];
     HashMap::from([(SERVICE.to_owned(), Service { methods: methods.into(), streams: HashMap::new() })])
 }
 
@@ -46,6 +51,11 @@ impl Handler {
             Method::ReopenLog => {
                 let request: ReopenLogRequest = parse(payload)?;
                 shim.container(&request.id)?.init.reopen_logs()?;
+                encode(&serde_json::Map::new())
+            }
+            Method::Attach => {
+                let request: AttachRequest = parse(payload)?;
+                shim.container(&request.id)?.init.attach(&request)?;
                 encode(&serde_json::Map::new())
             }
         }
