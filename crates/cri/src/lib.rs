@@ -9,11 +9,13 @@
 //!            ├─ telemetry  trace, count and latency of every call
 //!            ├─ call     span, log line and latency of every call
 //!            ├─ streams  lists item by item, events
+//!            ├─ backend  the engine behind exec, attach and port-forward
 //!            ├─ status   errors → gRPC codes, in one place
 //!            └─ request  what must be in a request
 //! ```
 
 mod admin;
+mod backend;
 mod call;
 mod image;
 mod progress;
@@ -35,9 +37,11 @@ use stasis_cri_api::stasis::Finding;
 use stasis_cri_api::stasis::admin_server::AdminServer;
 use stasis_image::Images;
 use stasis_pod::Pods;
+use stasis_streaming::Server;
 use tonic::{Response, Status};
 
 pub use crate::routes::Routes;
+pub use crate::backend::backend;
 use crate::telemetry::Telemetry;
 
 /// Largest message in either direction: the kubelet's own limit (16 MiB), which the pod engine keeps ExecSync below.
@@ -55,6 +59,8 @@ pub struct Parts {
     pub images: Images,
     /// The pod network, for the condition NetworkReady.
     pub cni: Cni,
+    /// Gives out the URLs of exec, attach and port-forward.
+    pub streaming: Server,
     /// Whether containers can be checkpointed here.
     pub checkpoints: CheckpointSwitch,
     /// The runtime handlers with what each can do; the default one a second time, with an empty name.

@@ -68,6 +68,15 @@ pub(crate) fn address_ranges(value: &str, field: &str) -> Result<(), Status> {
     }
 }
 
+/// A TCP port.
+///
+/// # Errors
+/// `InvalidArgument` for what is none.
+pub(crate) fn port_number(value: i32) -> Result<u16, Status> {
+    let port = u16::try_from(value).ok().filter(|port| *port > 0);
+    port.ok_or_else(|| Status::invalid_argument(format!("port {value} is no TCP port: they go from 1 to 65535")))
+}
+
 #[cfg(test)]
 mod tests {
     use tonic::Code;
@@ -89,6 +98,8 @@ mod tests {
         }
         check(address_ranges("10.1.0.0/24,x", "cidr").unwrap_err(), "cidr: \"x\" is no range of addresses");
         check(address_ranges("10.1.0.0/33", "cidr").unwrap_err(), "cidr: \"10.1.0.0/33\" is no range of addresses");
+        check(port_number(0).unwrap_err(), "port 0 is no TCP port: they go from 1 to 65535");
+        assert_eq!(port_number(65535).unwrap(), 65535);
         assert_eq!(required("x", "y").unwrap(), "x");
         assert_eq!(seconds(0, "timeout").unwrap(), None);
         assert_eq!(seconds(7, "timeout").unwrap(), Some(Duration::from_secs(7)));

@@ -7,11 +7,12 @@ use std::sync::{Arc, PoisonError};
 use stasis_cri_api::runtime::runtime_service_server::RuntimeService;
 use stasis_cri_api::runtime::*;
 use stasis_pod::{CheckpointOptions, ImageTarget};
+use stasis_streaming::{self as streaming, Streams};
 use tonic::codegen::BoxStream;
-use tonic::{Request, async_trait};
+use tonic::{Request, Status, async_trait};
 
-use crate::request::{absolute, address_ranges, not_negative, present, required, seconds};
-use crate::status::{self, from_pod};
+use crate::request::{absolute, address_ranges, not_negative, port_number, present, required, seconds};
+use crate::status::{self, from_pod, from_streaming};
 use crate::streams::{self, one_a_message};
 use crate::{Answer, Parts, call};
 
@@ -167,6 +168,40 @@ impl RuntimeService for Runtime {
             required(cmd.first().map(String::as_str).unwrap_or_default(), "cmd")?;
             not_negative(timeout, "timeout")?;
             self.0.pods.exec_sync(&id, cmd, timeout).await.map_err(from_pod)
+        })
+        .await
+    }
+
+    async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
+        let ExecRequest { container_id: id, cmd, tty, stdin, stdout, stderr } = request.into_inner();
+        call::change("Exec", &id, async {
+            required(cmd.first().map(String::as_str).unwrap_or_default(), "cmd")?;
+            let container = self.0.pods.container_for_exec(required(&id, "container_id")?).map_err(from_pod)?;
+            let streams = Streams { stdin, stdout, stderr, tty };
+            let url = self.url(streaming::Request::Exec { container, command: cmd, streams })?;
+            Ok(ExecResponse { url })
+        })
+        .await
+    }
+
+    async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
+        let AttachRequest { container_id: id, stdin, tty, stdout, stderr } = request.into_inner();
+        call::change("Attach", &id, async {
+            let container = self.0.pods.container_for_attach(required(&id, "container_id")?).map_err(from_pod)?;
+            let url =
+                self.url(streaming::Request::Attach { container, streams: Streams { stdin, stdout, stderr, tty } })?;
+            Ok(AttachResponse { url })
+        })
+        .await
+    }
+
+    async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
+        let PortForwardRequest { pod_sandbox_id: id, port } = request.into_inner();
+        call::change("PortForward", &id, async {
+            let pod = self.0.pods.pod_for_ports(required(&id, "pod_sandbox_id")?).map_err(from_pod)?;
+            let ports = port.into_iter().map(port_number).collect::<Result<_, _>>()?;
+            let url = self.url(streaming::Request::PortForward { pod, ports })?;
+            Ok(PortForwardResponse { url })
         })
         .await
     }
@@ -387,18 +422,6 @@ impl RuntimeService for Runtime {
 
     // What follows is not built yet.
 
-    async fn exec(&self, _: Request<ExecRequest>) -> Answer<ExecResponse> {
-        Err(status::unbuilt("Exec"))
-    }
-
-    async fn attach(&self, _: Request<AttachRequest>) -> Answer<AttachResponse> {
-        Err(status::unbuilt("Attach"))
-    }
-
-    async fn port_forward(&self, _: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
-        Err(status::unbuilt("PortForward"))
-    }
-
     async fn checkpoint_pod(&self, _: Request<CheckpointPodRequest>) -> Answer<CheckpointPodResponse> {
         Err(status::unbuilt("CheckpointPod"))
     }
@@ -409,6 +432,11 @@ impl RuntimeService for Runtime {
 }
 
 impl Runtime {
+    /// A URL at which one client gets what it asks for.
+    fn url(&self, request: streaming::Request) -> Result<String, Status> {
+        self.0.streaming.url(request).map_err(from_streaming)
+    }
+
     /// Whether pods can get a network; if not, a reason in CamelCase and a sentence.
     fn network(&self) -> Result<(), (String, String)> {
         let status = self.0.cni.status();

@@ -41,6 +41,17 @@ pub(crate) fn from_image(error: stasis_image::Error) -> Status {
     Status::new(code, error.to_string())
 }
 
+/// The status of a streaming request that gets no URL.
+pub(crate) fn from_streaming(error: stasis_streaming::Error) -> Status {
+    use stasis_streaming::Error;
+    let code = match &error {
+        Error::Invalid(_) => Code::InvalidArgument,
+        Error::TooManyOpen(_) => Code::ResourceExhausted,
+        Error::Listen { .. } | Error::Tls { .. } => Code::Internal,
+    };
+    Status::new(code, error.to_string())
+}
+
 /// The status of an archive that could not be read or turned into an image.
 pub(crate) fn from_checkpoint(error: stasis_checkpoint::Error) -> Status {
     use stasis_checkpoint::Error;

@@ -11,7 +11,7 @@ use stasis_cri_api::runtime::{
     LinuxContainerUser, NamespaceMode, PodSandboxConfig,
 };
 use stasis_image::Image;
-use stasis_shim_api::layout;
+use stasis_shim_api::{ATTACHED, layout};
 use stasis_task::{CreateOpts, Io, PlatformRuntime as _, RunOptions, Task};
 use tracing::{info, warn};
 
@@ -550,12 +550,14 @@ fn container_namespaces(dir: &Path, pod: &PodSandboxConfig, config: &ContainerCo
 }
 
 fn container_io(runtime: &str, record: &ContainerRecord, config: &ContainerConfig) -> Io {
+    // Other shims know no clients that come and go.
+    let attached = if runtime == crate::sandbox::SANDBOX_RUNTIME { ATTACHED } else { "" };
     let log = match record.log_path.as_str() {
-        "" => String::new(),
+        "" => attached.to_owned(),
         path => stasis_task::log_uri(runtime, Path::new(path)),
     };
     Io {
-        stdin: String::new(),
+        stdin: if config.stdin { attached.to_owned() } else { String::new() },
         stderr: if config.tty { String::new() } else { log.clone() },
         stdout: log,
         terminal: config.tty,

@@ -6,7 +6,7 @@
 //! ```text
 //!   Pods ── sandbox    run, stop, remove, status, list of pod sandboxes
 //!        ├─ container  create, start, stop, remove, status, list of containers
-//!        ├─ exec       ExecSync
+//!        ├─ exec       ExecSync                               stream   exec and attach with streams, ports
 //!        ├─ stats      what containers and pods use         metrics  the same as the metrics of cAdvisor
 //!        ├─ events     tells what happens to those who listen
 //!        ├─ update     new limits for what exists
@@ -43,6 +43,7 @@ pub mod spec;
 mod state;
 mod stats;
 mod store;
+mod stream;
 mod update;
 
 pub use checkpoint::{
@@ -52,3 +53,5 @@ pub use checkpoint::{
 pub use error::{Error, Kind, Result};
 pub use events::EventReader;
 pub use pods::{Config, Handler, Pods, Policy, RestoreLevel};
+pub use stasis_task::Streams;
+pub use stream::{Control, Session};

@@ -257,11 +257,15 @@ impl Container {
         Ok(turn)
     }
 
+    /// Waits until the container has exited.
+    pub(crate) async fn exited(&self) {
+        // An error means that the container was removed, which it is not before its exit.
+        let _ = self.phase.subscribe().wait_for(|phase| *phase == Phase::Exited).await;
+    }
+
     /// Waits until the container has exited; false if `limit` passes before.
     pub(crate) async fn exited_within(&self, limit: Duration) -> bool {
-        let mut phase = self.phase.subscribe();
-        let exited = phase.wait_for(|phase| *phase == Phase::Exited);
-        tokio::time::timeout(limit, exited).await.is_ok()
+        tokio::time::timeout(limit, self.exited()).await.is_ok()
     }
 }
 

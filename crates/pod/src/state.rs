@@ -21,6 +21,7 @@ pub(crate) enum Operation {
     Start,
     Stop,
     Exec,
+    Attach,
     Checkpoint,
     ReopenLog,
     Update,
@@ -51,12 +52,23 @@ pub(crate) fn admit(operation: Operation, phase: Phase, id: &str) -> Result<Admi
         (Operation::Stop, Phase::Running) => Ok(Admission::Proceed),
         // "This call is idempotent, and must not return an error if the container has already been stopped."
         (Operation::Stop, Phase::Created | Phase::Exited) => Ok(Admission::Fulfilled),
-        (Operation::Exec | Operation::Checkpoint | Operation::ReopenLog, Phase::Running) => Ok(Admission::Proceed),
+        (Operation::Exec | Operation::Attach | Operation::Checkpoint | Operation::ReopenLog, Phase::Running) => {
+            Ok(Admission::Proceed)
+        }
         (Operation::Update, Phase::Created | Phase::Running) => Ok(Admission::Proceed),
-        (Operation::Start | Operation::Exec | Operation::Checkpoint | Operation::ReopenLog | Operation::Update, _) => {
+        (
+            Operation::Start
+            | Operation::Exec
+            | Operation::Attach
+            | Operation::Checkpoint
+            | Operation::ReopenLog
+            | Operation::Update,
+            _,
+        ) => {
             let (verb, needed) = match operation {
                 Operation::Start => ("start", "created"),
                 Operation::Exec => ("execute a command in", "running"),
+                Operation::Attach => ("attach to", "running"),
                 Operation::Checkpoint => ("checkpoint", "running"),
                 Operation::Update => ("update", "created or running"),
                 _ => ("reopen the log of", "running"),

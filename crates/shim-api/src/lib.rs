@@ -22,11 +22,17 @@ pub const METHOD_CHECKPOINT: &str = "Checkpoint";
 pub const METHOD_REOPEN_LOG: &str = "ReopenLog";
 /// Method: [`ProgressRequest`] to [`CheckpointProgress`] or null.
 pub const METHOD_PROGRESS: &str = "CheckpointProgress";
+/// [`SERVICE`] method: [`AttachRequest`] to an empty JSON object.
+pub const METHOD_ATTACH: &str = "Attach";
 /// Type URL of a [`SandboxSpec`] inside a protobuf `Any`; the value is its JSON.
 pub const SANDBOX_SPEC_URL: &str = "stasis.shim.v1/SandboxSpec";
 
 /// Scheme of a stdout or stderr URI that makes the shim write a CRI log file: `cri:///var/log/pods/…/0.log`.
 pub const CRI_LOG_SCHEME: &str = "cri://";
+
+/// A stream that only attached clients have. As stdin the shim keeps it open, with nothing in it until a client comes; as
+/// stdout or stderr it goes nowhere while there is no client.
+pub const ATTACHED: &str = "attach://";
 
 /// Longest message in one line of a CRI log, in bytes; longer ones are split and tagged `P` (containerd's default).
 pub const CRI_LOG_LINE_MAX: usize = 16 * 1024;
@@ -90,6 +96,26 @@ pub struct SandboxSpec {
 pub struct ReopenLogRequest {
     /// Task ID, which is the container's ID.
     pub id: String,
+}
+
+/// Attaches a client to the first process of a container, by FIFOs that the client has made and opened.
+///
+/// An output FIFO gets what the process writes from now on, beside the log. It ends with the process's output. A client
+/// that does not keep up loses what does not fit its FIFO, and is told how much; it never delays the process, its log or
+/// other clients. A client leaves by closing its ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachRequest {
+    /// Task ID, which is the container's ID.
+    pub id: String,
+    /// FIFO of the client's input; only where the stdin of the container is [`ATTACHED`].
+    pub stdin: Option<PathBuf>,
+    /// FIFO of standard output, or of the terminal.
+    pub stdout: Option<PathBuf>,
+    /// FIFO of the error output; there is none with a terminal.
+    pub stderr: Option<PathBuf>,
+    /// Whether the end of the client's input is the end of the container's (CRI `stdin_once`).
+    pub ends_stdin: bool,
 }
 
 /// Options of CRIU that a checkpoint may carry. The daemon has checked who may ask for what.

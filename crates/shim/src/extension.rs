@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stasis_shim_api::{
-    METHOD_CHECKPOINT, METHOD_PROGRESS, METHOD_REOPEN_LOG, ProgressRequest, ReopenLogRequest, SERVICE,
+    AttachRequest, METHOD_ATTACH, METHOD_CHECKPOINT, METHOD_PROGRESS, METHOD_REOPEN_LOG, ProgressRequest, ReopenLogRequest,
+    SERVICE,
 };
 use ttrpc::r#async::{MethodHandler, Service, TtrpcContext};
 use ttrpc::{Code, Request, Response, get_status};
@@ -21,6 +22,7 @@ enum Method {
     Checkpoint,
     Progress,
     ReopenLog,
+    Attach,
 }
 
 struct Handler {
@@ -38,6 +40,7 @@ pub(crate) fn service(shim: &Arc<Shim>) -> HashMap<String, Service> {
         handler(METHOD_CHECKPOINT, Method::Checkpoint),
         handler(METHOD_PROGRESS, Method::Progress),
         handler(METHOD_REOPEN_LOG, Method::ReopenLog),
+        handler(METHOD_ATTACH, Method::Attach),
     ];
     HashMap::from([(SERVICE.to_owned(), Service { methods: methods.into(), streams: HashMap::new() })])
 }
@@ -57,6 +60,11 @@ impl Handler {
             Method::ReopenLog => {
                 let request: ReopenLogRequest = parse(payload)?;
                 shim.container(&request.id)?.init.reopen_logs()?;
+                encode(&serde_json::Map::new())
+            }
+            Method::Attach => {
+                let request: AttachRequest = parse(payload)?;
+                shim.container(&request.id)?.init.attach(&request)?;
                 encode(&serde_json::Map::new())
             }
         }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use stasis_shim_api::AttachRequest;
 use stasis_sys::process::signal;
 use tokio::sync::{oneshot, watch};
 
@@ -161,6 +162,11 @@ impl Process {
             streams.close_stdin();
             Ok(())
         })
+    }
+
+    /// Attaches a client to it.
+    pub(crate) fn attach(&self, request: &AttachRequest) -> Result<(), Error> {
+        self.with_streams(|streams| streams.attach(request))
     }
 
     /// Begins its log files anew.

@@ -11,7 +11,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -58,6 +58,7 @@ pub(crate) struct Config {
     pub(crate) checkpoint: Checkpoint,
     pub(crate) registry: Registry,
     pub(crate) image: Image,
+    pub(crate) streaming: Streaming,
     pub(crate) limits: Limits,
 }
 
@@ -191,6 +192,17 @@ pub(crate) struct Image {
     pub(crate) pinned: Vec<String>,
 }
 
+/// `[streaming]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Streaming {
+    pub(crate) address: IpAddr,
+    pub(crate) port: u16,
+    pub(crate) tls_certificate: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
+    pub(crate) idle_timeout_seconds: u64,
+}
+
 /// `[limits]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -310,6 +322,9 @@ impl Config {
                 check(false, &["runtimes", name], format!("runtimes.{name}: {why}"));
             }
         }
+        check(self.streaming.tls_certificate.is_some() == self.streaming.tls_key.is_some(), &["streaming"], {
+            "streaming.tls_certificate and streaming.tls_key go together: set both or neither".to_owned()
+        });
         check(crate::log::filter(&self.log.level).is_ok(), &["log", "level"], {
             format!("log.level {:?} is no level; use error, warn, info, debug or trace", self.log.level)
         });
@@ -328,6 +343,9 @@ impl Config {
             .extend(self.checkpoint.archive_dirs.iter().map(|dir| (vec!["checkpoint", "archive_dirs"], dir.as_path())));
         paths.extend(self.shim.path.iter().map(|path| (vec!["shim", "path"], path.as_path())));
         paths.extend(self.registry.hosts_dir.iter().map(|dir| (vec!["registry", "hosts_dir"], dir.as_path())));
+        let tls = [("tls_certificate", &self.streaming.tls_certificate), ("tls_key", &self.streaming.tls_key)];
+        let set = tls.into_iter().filter_map(|(key, path)| Some((vec!["streaming", key], path.as_deref()?)));
+        paths.extend(set);
         paths
     }
 
@@ -335,6 +353,7 @@ impl Config {
         vec![
             (vec!["cni", "plugin_timeout_seconds"], self.cni.plugin_timeout_seconds),
             (vec!["checkpoint", "max_timeout_seconds"], self.checkpoint.max_timeout_seconds),
+            (vec!["streaming", "idle_timeout_seconds"], self.streaming.idle_timeout_seconds),
             (vec!["image", "max_concurrent_downloads"], self.image.max_concurrent_downloads as u64),
         ]
     }
@@ -378,6 +397,7 @@ impl Default for Config {
             checkpoint: Checkpoint::default(),
             registry: Registry::default(),
             image: Image::default(),
+            streaming: Streaming::default(),
             limits: Limits::default(),
         }
     }
@@ -437,6 +457,18 @@ impl Default for Checkpoint {
 impl Default for Image {
     fn default() -> Self {
         Self { max_concurrent_downloads: stasis_image::CONCURRENT_DOWNLOADS, pinned: Vec::new() }
+    }
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self {
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 0,
+            tls_certificate: None,
+            tls_key: None,
+            idle_timeout_seconds: 4 * 3600,
+        }
     }
 }
 

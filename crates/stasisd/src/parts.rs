@@ -60,8 +60,13 @@ pub(crate) async fn build(config: &Config) -> anyhow::Result<Parts> {
         let config = config.clone();
         move || crate::doctor::examine(&config)
     });
+    let backend = stasis_cri::backend(pods.clone());
+    let (streaming, serving) = stasis_streaming::Server::bind(config.streaming(), backend).await?;
+    // It ends with the runtime: clients of a daemon that ends connect to the next one.
+    tokio::spawn(serving);
     Ok(Parts {
         pods,
+        streaming,
         images,
         cni,
         checkpoints: CheckpointSwitch::new(checkpoints),

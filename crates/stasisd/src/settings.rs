@@ -1,6 +1,7 @@
 //! What the daemon's configuration means for each library: the one place where one becomes the other.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -48,6 +49,16 @@ impl Config {
             address: self.socket().display().to_string(),
             namespace: NAMESPACE.to_owned(),
             env: vec![(OsString::from("PATH"), engines.path())],
+        }
+    }
+
+    pub(crate) fn streaming(&self) -> stasis_streaming::Config {
+        let streaming = &self.streaming;
+        let tls = streaming.tls_certificate.clone().zip(streaming.tls_key.clone());
+        stasis_streaming::Config {
+            address: SocketAddr::new(streaming.address, streaming.port),
+            tls: tls.map(|(certificate, key)| stasis_streaming::Tls { certificate, key }),
+            idle: Duration::from_secs(streaming.idle_timeout_seconds),
         }
     }
 

@@ -10,13 +10,15 @@ use std::ffi::CString;
 use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+pub use rustix::net::AddressFamily;
+use rustix::net::{SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, WaitOptions};
 use rustix::thread::UnshareFlags;
 
@@ -117,6 +119,20 @@ pub fn set_hostname(path: &Path, hostname: &str) -> io::Result<()> {
         .wait_ready(|_, error| describe(format!("setting the host name {hostname} in {}", path.display()), &error));
     child.kill();
     set
+}
+
+/// A TCP socket, non-blocking and not connected, that lives in the network namespace pinned at `path`. It is made by a
+/// thread of its own that enters the namespace and ends: a socket stays where it was made.
+pub fn tcp_socket_in(path: &Path, family: AddressFamily) -> io::Result<OwnedFd> {
+    let namespace = File::open(path).map_err(|error| describe(path.display(), &error))?;
+    let make = move || -> io::Result<OwnedFd> {
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), None)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?)
+    };
+    let thread = std::thread::Builder::new().name("netns-socket".to_owned()).spawn(make)?;
+    let made = thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that makes the socket panicked")));
+    made.map_err(|error| describe(format!("making a socket in {}", path.display()), &error))
 }
 
 /// Whether two files, such as `/proc/<pid>/ns/net` and a pin, are the same namespace.
@@ -249,7 +265,7 @@ fn loopback_up() -> Result<(), Errno> {
         *to = *from as libc::c_char;
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     // SAFETY: SIOCSIFFLAGS reads one ifreq, and `request` is one that lives through the call.
     match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) } {
         0 => Ok(()),

@@ -16,7 +16,8 @@ use crate::error::Result;
 
 /// Where the standard streams of a process go. Empty is "none".
 ///
-/// A stream is the path of a FIFO, or for output of a container's first process a URI: see [`log_uri`](crate::log_uri).
+/// A stream is the path of a FIFO, or for output of a container's first process a URI: see [`log_uri`](crate::log_uri);
+/// our shim also takes [`ATTACHED`](stasis_shim_api::ATTACHED).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Io {
     /// Path of a FIFO.

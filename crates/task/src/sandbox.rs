@@ -14,8 +14,9 @@ use rustix::process::Signal;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stasis_shim_api::{
-    CheckpointProgress, CheckpointReport, CheckpointRequest, METHOD_CHECKPOINT, METHOD_PROGRESS, METHOD_REOPEN_LOG,
-    ProgressRequest, ReopenLogRequest, SANDBOX_SPEC_URL, SERVICE, SandboxSpec, ShimError, layout,
+    AttachRequest, CheckpointProgress, CheckpointReport, CheckpointRequest, METHOD_ATTACH, METHOD_CHECKPOINT,
+    METHOD_PROGRESS, METHOD_REOPEN_LOG, ProgressRequest, ReopenLogRequest, SANDBOX_SPEC_URL, SERVICE, SandboxSpec,
+    ShimError, layout,
 };
 use stasis_sys::process::Pidfd;
 use tracing::warn;
@@ -301,6 +302,14 @@ impl Sandbox {
     pub async fn reopen_log(&self, task_id: &str) -> Result<()> {
         let request = ReopenLogRequest { id: task_id.into() };
         self.call_own::<serde_json::Value>(METHOD_REOPEN_LOG, &request, QUICK).await.map(drop)
+    }
+
+    /// Attaches the FIFOs of a client to a container.
+    ///
+    /// # Errors
+    /// What the shim refused or failed is [`Error::Shim`].
+    pub async fn attach(&self, request: &AttachRequest) -> Result<()> {
+        self.call_own::<serde_json::Value>(METHOD_ATTACH, request, QUICK).await.map(drop)
     }
 
     /// The tasks of this pod that this daemon made or has read.

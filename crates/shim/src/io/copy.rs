@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
+use super::attach::Taps;
 use super::fifo::FifoWriter;
 use super::log::LogWriter;
 use super::pipe::Pipe;
@@ -44,10 +45,11 @@ enum Read<T> {
     End,
 }
 
-/// Copies an output until its end. `drained` is told as soon as everything that the process wrote has arrived.
+/// Copies an output until its end, to its sink and to the clients that are attached to it. `drained` is told as soon as everything that the process wrote has arrived.
 pub(super) async fn output(
     source: Arc<Pipe>,
     mut sink: Sink,
+    taps: Taps,
     mut ended: watch::Receiver<bool>,
     drained: oneshot::Sender<()>,
 ) {
@@ -64,7 +66,7 @@ pub(super) async fn output(
             }
             _ = ended.changed(), if !over => continue,
         }
-        match sink.take(&source) {
+        match sink.take(&source, &taps) {
             Read::Nothing | Read::Some(None) => {}
             Read::Some(Some(bytes)) => sink.pass_on(&bytes).await,
             Read::End => break,
@@ -73,21 +75,29 @@ pub(super) async fn output(
         tokio::task::yield_now().await;
     }
     sink.finish();
+    taps.end();
     drop(drained);
 }
 
 /// Copies an input until its end, or until the process no longer takes it.
 pub(super) async fn input(source: Pipe, target: Arc<Pipe>) {
-    while source.readable().await.is_ok() {
-        let bytes = match read(&source, <[u8]>::to_vec) {
-            Read::Nothing => continue,
-            Read::Some(bytes) => bytes,
-            Read::End => return,
-        };
+    while let Some(bytes) = next(&source).await {
         if target.write_all(&bytes).await.is_err() {
             return;
         }
     }
+}
+
+/// What comes next; none at the end.
+pub(super) async fn next(source: &Pipe) -> Option<Vec<u8>> {
+    while source.readable().await.is_ok() {
+        match read(source, <[u8]>::to_vec) {
+            Read::Nothing => {}
+            Read::Some(bytes) => return Some(bytes),
+            Read::End => break,
+        }
+    }
+    None
 }
 
 fn read<T>(source: &Pipe, use_bytes: impl FnOnce(&[u8]) -> T) -> Read<T> {
@@ -104,14 +114,18 @@ fn read<T>(source: &Pipe, use_bytes: impl FnOnce(&[u8]) -> T) -> Read<T> {
 
 impl Sink {
     /// Takes what is there; bytes that may have to wait for a FIFO's reader are given back, for [`Sink::pass_on`].
-    fn take(&mut self, source: &Pipe) -> Read<Option<Vec<u8>>> {
-        read(source, |bytes| match self {
-            Sink::Nowhere => None,
-            Sink::Log(log) => {
-                log.write(bytes);
-                None
-            }
-            Sink::Fifo(_) => Some(bytes.to_vec()),
+    fn take(&mut self, source: &Pipe, taps: &Taps) -> Read<Option<Vec<u8>>> {
+        read(source, |bytes| {
+            let waiting = match self {
+                Sink::Nowhere => None,
+                Sink::Log(log) => {
+                    log.write(bytes);
+                    None
+                }
+                Sink::Fifo(_) => Some(bytes.to_vec()),
+            };
+            taps.write(bytes);
+            waiting
         })
     }
 

@@ -94,7 +94,7 @@ impl FifoWriter {
     }
 }
 
-fn open_end(path: &Path, access: OFlags) -> Result<OwnedFd, Error> {
+pub(super) fn open_end(path: &Path, access: OFlags) -> Result<OwnedFd, Error> {
     let failed = |error: rustix::io::Errno| match error {
         rustix::io::Errno::NOENT => Error::NotFound(format!("FIFO {} does not exist", path.display())),
         other => Error::io(format!("opening the FIFO {}", path.display()))(other.into()),

@@ -2,8 +2,10 @@
 //!
 //! A process always gets an anonymous pipe, a terminal or `/dev/null`, and the shim copies: CRIU refuses named FIFOs and
 //! host files as stdio, and the shim's copy of a log survives the daemon. An output is the path of a FIFO, or
-//! `cri:///path` for a CRI log, or `file:///path` for the bare bytes; empty is `/dev/null`. An input is a FIFO.
+//! `cri:///path` for a CRI log, or `file:///path` for the bare bytes; empty is `/dev/null`. An input is a FIFO. Attached clients
+//! get every output; `attach://` is a stream that is theirs alone.
 
+mod attach;
 mod console;
 mod copy;
 mod fifo;
@@ -17,12 +19,13 @@ use std::time::Duration;
 
 use rustix::fd::OwnedFd;
 use rustix::pipe::{PipeFlags, pipe_with};
-use stasis_shim_api::CRI_LOG_SCHEME;
+use stasis_shim_api::{ATTACHED, AttachRequest, CRI_LOG_SCHEME};
 use stasis_sys::pty;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::error::Error;
+use attach::{Clients, Input, Taps};
 use console::Console;
 use copy::Sink;
 use fifo::{FifoWriter, Keeper};
@@ -48,7 +51,9 @@ pub(crate) struct Stdio {
 #[derive(Debug)]
 pub(crate) struct Prepared {
     stdin: Option<(Pipe, Keeper)>,
-    outputs: Vec<(Option<Pipe>, Sink)>,
+    /// Whether the input is that of attached clients.
+    attached_stdin: bool,
+    outputs: Vec<(Option<Pipe>, Sink, &'static str)>,
     ends: Ends,
     input: Option<Pipe>,
     console: Option<Console>,
@@ -71,6 +76,7 @@ pub(crate) struct Streams {
     copies: Vec<JoinHandle<()>>,
     stdin: Option<Keeper>,
     terminal: Option<Arc<Pipe>>,
+    clients: Clients,
     logs: Vec<Arc<Mutex<LogFile>>>,
 }
 
@@ -78,11 +84,12 @@ impl Prepared {
     /// Opens everything; `dir` is where a console socket can be made.
     pub(crate) fn open(stdio: &Stdio, dir: &Path) -> Result<Prepared, Error> {
         let stdin = match stdio.stdin.as_str() {
-            "" => None,
+            "" | ATTACHED => None,
             path => Some(fifo::open_input(Path::new(path))?),
         };
         let mut prepared = Prepared {
             stdin,
+            attached_stdin: stdio.stdin == ATTACHED,
             outputs: Vec::new(),
             ends: Ends::default(),
             input: None,
@@ -91,11 +98,11 @@ impl Prepared {
         };
         if stdio.terminal {
             let sink = prepared.sink(&stdio.stdout, "stdout")?;
-            prepared.outputs.push((None, sink));
+            prepared.outputs.push((None, sink, "stdout"));
             prepared.console = Some(Console::bind(dir)?);
             return Ok(prepared);
         }
-        if prepared.stdin.is_some() {
+        if prepared.stdin.is_some() || prepared.attached_stdin {
             let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::io("making a pipe")(e.into()))?;
             prepared.ends.stdin = Some(theirs);
             prepared.input = Some(Pipe::new(ours)?);
@@ -124,22 +131,27 @@ impl Prepared {
             None => None,
         };
         let (ended, watching) = watch::channel(false);
+        let input = self.input.map(Arc::new).or_else(|| terminal.clone());
+        let (of_stdout, of_stderr) = (Taps::new(terminal.is_some()), Taps::new(terminal.is_some()));
+        let fed = input.clone().filter(|_| self.attached_stdin).map(Input::new);
         let mut streams = Streams {
             ended,
             drained: Vec::new(),
             copies: Vec::new(),
             stdin: None,
             terminal: terminal.clone(),
+            clients: Clients::new(of_stdout.clone(), of_stderr.clone(), fed),
             logs: self.logs,
         };
-        for (pipe, sink) in self.outputs {
+        for (pipe, sink, stream) in self.outputs {
+            let taps = if stream == "stderr" { of_stderr.clone() } else { of_stdout.clone() };
             let Some(source) = pipe.map(Arc::new).or_else(|| terminal.clone()) else { continue };
             let (drained, receiver) = oneshot::channel();
             streams.drained.push(receiver);
-            streams.copies.push(tokio::spawn(copy::output(source, sink, watching.clone(), drained)));
+            streams.copies.push(tokio::spawn(copy::output(source, sink, taps, watching.clone(), drained)));
         }
         if let Some((reader, keeper)) = self.stdin
-            && let Some(target) = self.input.map(Arc::new).or(terminal)
+            && let Some(target) = input
         {
             streams.stdin = Some(keeper);
             streams.copies.push(tokio::spawn(copy::input(reader, target)));
@@ -153,12 +165,12 @@ impl Prepared {
         }
         let sink = self.sink(target, stream)?;
         let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::io("making a pipe")(e.into()))?;
-        self.outputs.push((Some(Pipe::new(ours)?), sink));
+        self.outputs.push((Some(Pipe::new(ours)?), sink, stream));
         Ok(Some(theirs))
     }
 
     fn sink(&mut self, target: &str, stream: &'static str) -> Result<Sink, Error> {
-        if target.is_empty() {
+        if target.is_empty() || target == ATTACHED {
             return Ok(Sink::Nowhere);
         }
         if let Some(path) = target.strip_prefix(CRI_LOG_SCHEME) {
@@ -206,6 +218,12 @@ impl Streams {
     /// Lets the process see the end of its input once its FIFO has no other writer.
     pub(crate) fn close_stdin(&mut self) {
         self.stdin = None;
+        self.clients.close_input();
+    }
+
+    /// Attaches a client.
+    pub(crate) fn attach(&mut self, request: &AttachRequest) -> Result<(), Error> {
+        self.clients.attach(request)
     }
 
     /// Sets the terminal's size in characters.

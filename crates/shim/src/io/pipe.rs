@@ -58,6 +58,12 @@ impl Pipe {
         self.0.writable().await.map(|mut ready| ready.retain_ready())
     }
 
+    /// Waits until nobody has the other end of this writer open any more.
+    pub(super) async fn hung_up(&self) {
+        // An error of the reactor's is the end of the shim.
+        let _ = self.0.ready(Interest::ERROR).await;
+    }
+
     /// Writes everything, waiting for the reader as long as it takes.
     pub(super) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
