@@ -73,6 +73,14 @@ impl Apt {
         Ok(())
     }
 
+    /// Names of the packages that a package depends on directly, alternatives included.
+    pub(crate) fn depends(&self, package: &str) -> Result<Vec<String>> {
+        let mut command = Command::new("apt-cache");
+        let text = run(command.env("APT_CONFIG", self.dir.join("apt.conf")).args(["depends", package]), SHORT)?;
+        let names = text.lines().filter_map(|line| line.trim().trim_start_matches('|').strip_prefix("Depends: "));
+        Ok(names.map(str::to_owned).collect())
+    }
+
     fn update(&self) -> Result<()> {
         let stamp = self.dir.join("updated");
         let age = fs::metadata(&stamp).and_then(|data| data.modified()).ok().and_then(|time| time.elapsed().ok());
