@@ -1,7 +1,7 @@
 //! Pods and containers: what CRI's calls mean, on top of images, networks and tasks.
 //!
 //! This crate knows CRI's messages, which are the configuration of record, but neither gRPC nor sockets: `cri` serves
-//! it. It starts no processes itself: tasks belong to `task`, network plugins to `cni`, layers to `image`.
+//! it. It starts no processes itself but the loader of its AppArmor profile: tasks belong to `task`, network plugins to `cni`, layers to `image`.
 //!
 //! ```text
 //!   Pods ── sandbox    run, stop, remove, status, list of pod sandboxes
@@ -20,6 +20,7 @@
 //! - A record is durable before a call answers. What has no record is left over, and removed at the next start.
 //! - An exit status is recorded before the shim is told to forget it.
 
+mod apparmor;
 mod checkpoint;
 mod container;
 mod error;

@@ -23,8 +23,8 @@ use crate::layout::hex;
 use crate::places::Places;
 use crate::process::{LONG, SHORT, run};
 
-/// With everything that they depend on.
-const PACKAGES: [&str; 4] = ["base-files", "systemd", "apparmor", "kmod"];
+/// With everything that they depend on. CRIU calls tar and gzip, and not those of busybox.
+const PACKAGES: [&str; 6] = ["base-files", "systemd", "apparmor", "kmod", "tar", "gzip"];
 
 /// Depends on the current kernel.
 const KERNEL: &str = "linux-image-amd64";
@@ -52,6 +52,8 @@ StandardInput=tty-force
 StandardOutput=tty
 StandardError=tty
 TTYPath=/dev/ttyS0
+TTYReset=no
+Environment=TERM=dumb
 Delegate=no
 LimitNOFILE=1048576
 TasksMax=infinity
