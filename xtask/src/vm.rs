@@ -10,6 +10,7 @@ mod initramfs;
 mod kernel;
 mod machine;
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,7 +33,12 @@ const GUEST: &str = "guest";
 const NODE: &str = "node";
 
 /// Tests of the short form, which is part of `cargo xtask test`: what would be missed first.
-const SHORT_FORM: [&str; 3] = ["host", "limits", "freezer"];
+const SHORT_FORM: [&str; 4] = [
+    "host::the_host_has_version_2_alone_apparmor_and_all_capabilities",
+    "freezer::a_checkpoint_freezes_its_own_container_and_no_other",
+    "users::redis_of_a_user_goes_on_with_its_keys",
+    "systemd::containers_of_the_driver_systemd_live_and_are_carried",
+];
 
 /// Directory of the tests' nodes in the guest: on its own disk, as overlayfs cannot stand on a shared directory.
 const GUEST_DEV_DIR: &str = "/var/lib/stasis-dev";
@@ -44,8 +50,8 @@ const SHORT_RUN: Duration = Duration::from_secs(600);
 /// What to run in the virtual machine.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only tests whose name contains this, of both kinds
-    filter: Option<String>,
+    /// Only tests whose name contains one of these, of both kinds
+    filter: Vec<String>,
     /// Also the tests that run on any host
     #[arg(long)]
     full: bool,
@@ -75,22 +81,23 @@ pub(crate) fn run(places: &Places, options: &Options) -> Result<()> {
 
 /// The short form; everything else has been set up and built before.
 pub(crate) fn run_short_form(places: &Places) -> Result<()> {
-    let arguments = SHORT_FORM.map(|module| format!("{module}::"));
-    boot(places, &Work::Tests(vec![(binary(places, GUEST)?, only(arguments))]), SHORT_RUN)
+    let tests = vec![(binary(places, GUEST)?, only(SHORT_FORM.map(str::to_owned)))];
+    boot(places, &Work::Tests(tests), SHORT_RUN)
 }
 
 fn chosen(places: &Places, options: &Options) -> Result<Vec<(PathBuf, Vec<String>)>> {
     let filter = || only(options.filter.iter().cloned());
     let mut tests = vec![(binary(places, GUEST)?, filter())];
-    if options.full || options.filter.is_some() {
+    if options.full || !options.filter.is_empty() {
         tests.push((binary(places, NODE)?, filter()));
     }
     Ok(tests)
 }
 
-/// One test at a time, as there is one processor; those of the guest are ignored elsewhere.
+/// One test at a time, as there is one processor, each saying at once what it has to say; those of the guest are
+/// ignored elsewhere.
 fn only(names: impl IntoIterator<Item = String>) -> Vec<String> {
-    names.into_iter().chain(["--include-ignored", "--test-threads=1"].map(str::to_owned)).collect()
+    names.into_iter().chain(["--include-ignored", "--test-threads=1", "--nocapture"].map(str::to_owned)).collect()
 }
 
 /// Builds a test binary of the workspace and returns where it is.
@@ -106,6 +113,14 @@ fn binary(places: &Places, name: &str) -> Result<PathBuf> {
 }
 
 fn boot(places: &Places, work: &Work, limit: Duration) -> Result<()> {
+    if env::consts::ARCH != "x86_64" {
+        bail!("the virtual machine is one of x86_64, this host is {}: run this task there", env::consts::ARCH);
+    }
+    let path = places.dev.join("vm.lock");
+    let alone = fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    if alone.try_lock().is_err() {
+        bail!("another task uses the virtual machine of this work tree: wait for its end");
+    }
     let machine = {
         let _lock = places.lock()?;
         let qemu = engines::machine(places);

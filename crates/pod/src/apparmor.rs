@@ -20,8 +20,8 @@ const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
 /// More than any host's list.
 const LOADED_BYTES_MAX: u64 = 8 << 20;
 
-/// Where distributions have the program that compiles and loads profiles.
-const PARSERS: [&str; 3] = ["/usr/sbin/apparmor_parser", "/sbin/apparmor_parser", "/usr/bin/apparmor_parser"];
+/// Where distributions have the program that compiles and loads AppArmor profiles.
+pub const APPARMOR_PARSERS: [&str; 3] = ["/usr/sbin/apparmor_parser", "/sbin/apparmor_parser", "/usr/bin/apparmor_parser"];
 
 /// It takes a tenth of a second; a slow disk or an emulated machine longer.
 const PARSER_LIMITS: Limits = Limits { time: Duration::from_secs(30), stdout: 64 * 1024, stderr_tail: 4096 };
@@ -58,7 +58,7 @@ profile stasis-default flags=(attach_disconnected,mediate_deleted) {
 
 /// The program that loads profiles, if this host has it.
 pub(crate) fn parser() -> Option<PathBuf> {
-    PARSERS.into_iter().map(PathBuf::from).find(|path| path.is_file())
+    APPARMOR_PARSERS.into_iter().map(PathBuf::from).find(|path| path.is_file())
 }
 
 /// Makes sure that `profile` can be applied: loads ours, and refuses another that is not loaded.

@@ -10,6 +10,7 @@
 //!        ├─ checkpoint the archive of a running container     restore  a container out of one
 //!        ├─ monitor    waits for every running task and records its exit
 //!        ├─ reconcile  after a start of the daemon: what is true, what is left over
+//!        ├─ apparmor   our default profile, and which are loaded
 //!        ├─ store      records in meta.redb                   state    what may follow what
 //!        └─ spec       CRI configuration → OCI runtime specification
 //! ```
@@ -36,6 +37,7 @@ pub mod spec;
 mod state;
 mod store;
 
+pub use apparmor::APPARMOR_PARSERS;
 pub use checkpoint::{CheckpointOptions, CheckpointReport};
 pub use error::{Error, Kind, Result};
 pub use pods::{Config, Handler, Pods, RestoreLevel};

@@ -63,7 +63,7 @@ fn the_default_profile_confines_who_names_no_other() {
         assert_eq!(label(stage, &default).await?, DEFAULT);
         assert_eq!(stage.sh(&default, script).await?, "refused");
         // Ordinary work goes on, and signals among its own arrive.
-        let work = "sleep 100 & kill $!; wait $!; echo x > /file; mv /file /other; cat /other; ip -o addr show lo | wc -l";
+        let work = "sleep 100 & kill $!; wait $!; echo x > /file; mv /file /other; cat /other; ip -o -4 addr show lo | wc -l";
         assert_eq!(stage.sh(&default, work).await?, "x\n1");
         let open = stage.container(&pod, powerful("open", ProfileType::Unconfined)).await?;
         assert_eq!(label(stage, &open).await?, "unconfined");

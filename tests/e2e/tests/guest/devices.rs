@@ -17,7 +17,8 @@ fn device_rules_hold_also_after_a_restore() {
         let mut config = shell("main", "while :; do sleep 1; done");
         let device = |name: &str, permissions: &str| Device {
             container_path: format!("/dev/{name}"),
-            host_path: "/dev/kmsg".into(),
+            // The guest's disk: a device that no container has by itself.
+            host_path: "/dev/vda".into(),
             permissions: permissions.into(),
         };
         config.devices = vec![device("readable", "r")];
