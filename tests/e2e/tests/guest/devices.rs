@@ -35,7 +35,7 @@ async fn rules_hold(stage: &mut Stage, container: &Container) -> Result<()> {
     let script = "
         (exec 3< /dev/readable) 2>&1 && echo read
         (exec 3> /dev/readable) 2>&1 | grep -o 'not permitted'
-        rm -f /disk; mknod /disk b 254 0 2>&1 && (exec 3< /disk) 2>&1 | grep -o 'not permitted'
+        rm -f /disk; mknod /disk b 8 0 2>&1 && (exec 3< /disk) 2>&1 | grep -o 'not permitted'
         echo x > /dev/null && echo written";
     assert_eq!(stage.sh(container, script).await?, "read\nnot permitted\nnot permitted\nwritten");
     Ok(())
