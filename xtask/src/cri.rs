@@ -239,7 +239,7 @@ pub fn pod_config(name: &str, logs: &Path, cgroup_parent: &str) -> PodSandboxCon
         hostname: name.to_owned(),
         log_directory: logs.join(name).display().to_string(),
         linux: Some(LinuxPodSandboxConfig {
-            cgroup_parent: format!("{cgroup_parent}/{name}"),
+            cgroup_parent: cgroup_parent.to_owned(),
             security_context: Some(LinuxSandboxSecurityContext {
                 namespace_options: Some(namespaces()),
                 ..LinuxSandboxSecurityContext::default()

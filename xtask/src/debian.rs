@@ -73,6 +73,14 @@ impl Apt {
         Ok(())
     }
 
+    /// Names of the packages that a package depends on directly, alternatives included.
+    pub(crate) fn depends(&self, package: &str) -> Result<Vec<String>> {
+        let mut command = Command::new("apt-cache");
+        let text = run(command.env("APT_CONFIG", self.dir.join("apt.conf")).args(["depends", package]), LONG)?;
+        let names = text.lines().filter_map(|line| line.trim().trim_start_matches('|').strip_prefix("Depends: "));
+        Ok(names.map(str::to_owned).collect())
+    }
+
     fn update(&self) -> Result<()> {
         let stamp = self.dir.join("updated");
         let age = fs::metadata(&stamp).and_then(|data| data.modified()).ok().and_then(|time| time.elapsed().ok());
@@ -172,9 +180,9 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
 fn need(program: &str, package: &str) -> Result<()> {
     if find_program(program).is_none() {
         bail!(
-            "{program} is missing (package {package}): engines that the system lacks come from Debian packages, \
+            "{program} is missing (package {package}): what the system lacks comes from Debian packages, \
              which only works on Debian; elsewhere install CRIU 4.2.1 or later, runc 1.2 or later, the CNI plugins, \
-             docker-registry, iptables, nft and a static busybox yourself"
+             docker-registry, iptables, nft, a static busybox, and for the virtual machine QEMU and e2fsprogs yourself"
         );
     }
     Ok(())
@@ -190,7 +198,7 @@ fn mirror_of_this_machine() -> Result<String> {
     }
     let format = "$(REPO_URI) $(RELEASE) $(COMPONENT)";
     let arguments = ["indextargets", "--format", format, "Created-By: Packages"];
-    let targets = run(Command::new("apt-get").args(arguments), SHORT)?;
+    let targets = run(Command::new("apt-get").args(arguments), LONG)?;
     let mirror = targets.lines().find_map(|line| {
         let mut words = line.split(' ');
         let (uri, suite, component) = (words.next()?, words.next()?, words.next()?);
@@ -204,7 +212,7 @@ fn mirror_of_this_machine() -> Result<String> {
 
 /// The configuration of the private apt: the machine's own network settings, everything else ours.
 fn configuration(dir: &Path) -> Result<String> {
-    let system = run(Command::new("apt-config").arg("dump"), SHORT)?;
+    let system = run(Command::new("apt-config").arg("dump"), LONG)?;
     let kept = ["http", "https", "Retries", "Check-", "Queue", "ForceIPv"].map(|key| format!("Acquire::{key}"));
     let mut text = String::new();
     for line in system.lines().filter(|line| kept.iter().any(|key| line.starts_with(key.as_str()))) {

@@ -63,6 +63,14 @@ const PEERS: &[Program] = &[
     relocated("ctr", "containerd", "usr/bin/ctr", || None),
 ];
 
+/// What boots a virtual machine and makes its disk.
+const MACHINE: &[Program] = &[
+    relocated("qemu-system-x86_64", "qemu-system-x86", "usr/bin/qemu-system-x86_64", || {
+        answering("qemu-system-x86_64", "--version")
+    }),
+    relocated("mke2fs", "e2fsprogs", "usr/sbin/mke2fs", || answering("mke2fs", "-V")),
+];
+
 const fn relocated(
     name: &'static str,
     package: &'static str,
@@ -89,6 +97,11 @@ pub(crate) fn engines(places: &Places) -> Recipe {
 /// The recipe of the peers' prefix.
 pub(crate) fn peers(places: &Places) -> Recipe {
     Recipe { place: places.peers(), programs: PEERS }
+}
+
+/// The recipe of the virtual machine's prefix.
+pub(crate) fn machine(places: &Places) -> Recipe {
+    Recipe { place: places.dev.join("machine"), programs: MACHINE }
 }
 
 /// Sets up the engines' prefix if need be, and tries the new ones.

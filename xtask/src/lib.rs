@@ -21,6 +21,7 @@ pub mod process;
 pub mod registry;
 mod specification;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -45,6 +46,8 @@ enum Task {
     Demo(demo::Options),
     /// Format check, lints, builds, and all tests
     Test,
+    /// Tests in a virtual machine with control groups version 2 and AppArmor
+    Vm(vm::Options),
     /// Check licences, advisories and sources of the dependencies
     Deny,
     /// Compare with containerd: times and memory, with the bars that are to be met
@@ -71,6 +74,7 @@ fn run(task: &Task) -> Result<()> {
         Task::Engines => set_up(&places),
         Task::Demo(options) => block_on(demo::run(&places, options)),
         Task::Test => test::run(&places),
+        Task::Vm(options) => vm::run(&places, options),
         Task::Deny => test::deny(&places),
         Task::Bench(options) => block_on(bench::run(&places, options)),
     }

@@ -20,6 +20,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use stasis_cri_api::runtime::CgroupDriver;
 
 pub use self::runtimes::Runtime;
 
@@ -63,6 +64,8 @@ pub struct Setup {
     pub network: Network,
     /// Image of containerd's pause process; ours needs none.
     pub sandbox_image: String,
+    /// `driver` under `[cgroup]` in our configuration.
+    pub cgroup_driver: CgroupDriver,
     /// `level` under `[checkpoint]` in our configuration.
     pub checkpoint_level: &'static str,
     /// What is appended to our configuration.
@@ -74,6 +77,7 @@ impl Default for Setup {
         Self {
             network: Network::Bridge,
             sandbox_image: String::new(),
+            cgroup_driver: CgroupDriver::Cgroupfs,
             checkpoint_level: "checkpoint_restore",
             more: String::new(),
         }
@@ -212,7 +216,11 @@ impl Node {
     ///
     /// # Errors
     /// Where it does not start, with the end of its log.
-    pub async fn start(places: &Places, ground: Ground, runtime: Runtime, setup: &Setup) -> Result<Self> {
+    pub async fn start(places: &Places, mut ground: Ground, runtime: Runtime, setup: &Setup) -> Result<Self> {
+        if setup.cgroup_driver == CgroupDriver::Systemd {
+            // A dash in the name of a slice is a step down.
+            ground.cgroup_parent = format!("/{}.slice", ground.cgroup_parent[1..].replace('-', "_"));
+        }
         let subnet = match setup.network {
             Network::Absent => None,
             network => Some(write_network(&ground, network)?),
@@ -283,7 +291,12 @@ impl Node {
 
     /// Configuration of a pod on this node.
     pub fn pod_config(&self, pod: &str) -> stasis_cri_api::runtime::PodSandboxConfig {
-        pod_config(pod, &self.ground.pod_logs(), &self.ground.cgroup_parent)
+        let parent = &self.ground.cgroup_parent;
+        let parent = match parent.strip_suffix(".slice") {
+            Some(stem) => format!("{parent}{stem}-{pod}.slice"),
+            None => format!("{parent}/{pod}"),
+        };
+        pod_config(pod, &self.ground.pod_logs(), &parent)
     }
 
     /// Stops and removes all pods, ends the daemon, and returns what is left of the node then: mounts, processes,

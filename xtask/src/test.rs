@@ -10,6 +10,7 @@ use crate::images;
 use crate::places::Places;
 use crate::process::{BUILD, SHORT, run as run_quietly, show};
 use crate::specification;
+use crate::vm;
 
 /// Runs all checks; the first that fails ends the task.
 pub(crate) fn run(places: &Places) -> Result<()> {
@@ -30,6 +31,7 @@ pub(crate) fn run(places: &Places) -> Result<()> {
         let arguments = ["test", "--release", "--workspace", "--no-fail-fast"];
         show(cargo(places).args(arguments).envs(places.for_tests()), BUILD)
     })?;
+    step("tests in a virtual machine", || vm::run_short_form(places))?;
     println!("all checks passed in {} seconds", begin.elapsed().as_secs());
     Ok(())
 }

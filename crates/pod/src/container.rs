@@ -15,6 +15,7 @@ use stasis_shim_api::{ATTACHED, layout};
 use stasis_task::{CreateOpts, Io, PlatformRuntime as _, RunOptions, Task};
 use tracing::{info, warn};
 
+use crate::apparmor;
 use crate::error::{Error, IoContext as _, Kind, Result};
 use crate::files::{self, Paths};
 use crate::pods::{Container, Pod, Pods, remove_tree};
@@ -221,6 +222,9 @@ impl Pods {
             privileged_without_host_devices: false,
         };
         let spec = spec::container_spec(&input)?;
+        if let Some(profile) = spec.process().as_ref().and_then(|process| process.apparmor_profile().as_deref()) {
+            apparmor::ensure(profile)?;
+        }
         serde_json::to_vec(&spec).map_err(|error| Error::internal(format!("cannot write the OCI spec: {error}")))
     }
 

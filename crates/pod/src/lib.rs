@@ -1,7 +1,7 @@
 //! Pods and containers: what CRI's calls mean, on top of images, networks and tasks.
 //!
 //! This crate knows CRI's messages, which are the configuration of record, but neither gRPC nor sockets: `cri` serves
-//! it. It starts no processes itself: tasks belong to `task`, network plugins to `cni`, layers to `image`.
+//! it. It starts no processes itself but the loader of its AppArmor profile: tasks belong to `task`, network plugins to `cni`, layers to `image`.
 //!
 //! ```text
 //!   Pods ── sandbox    run, stop, remove, status, list of pod sandboxes
@@ -14,6 +14,7 @@
 //!        ├─ observe    metrics of the engine itself, and its state for debugging
 //!        ├─ monitor    waits for every running task and records its exit
 //!        ├─ reconcile  after a start of the daemon: what is true, what is left over
+//!        ├─ apparmor   our default profile, and which are loaded
 //!        ├─ store      records in meta.redb                   state    what may follow what
 //!        └─ spec       CRI configuration → OCI runtime specification
 //! ```
@@ -24,6 +25,7 @@
 //! - A record is durable before a call answers. What has no record is left over, and removed at the next start.
 //! - An exit status is recorded before the shim is told to forget it.
 
+mod apparmor;
 mod checkpoint;
 mod container;
 mod error;
@@ -46,6 +48,7 @@ mod store;
 mod stream;
 mod update;
 
+pub use apparmor::APPARMOR_PARSERS;
 pub use checkpoint::{
     ANNOTATION_PREFIX, CheckpointEntry, CheckpointLimits, CheckpointOptions, CheckpointPolicy, CheckpointReport,
     ImageTarget, Keep, OPTIONS, Preflight, Progress, Retention,

@@ -37,6 +37,7 @@ pub(crate) struct Bundle {
     pub(crate) dir: PathBuf,
     namespaces: Vec<(Kind, Option<PathBuf>)>,
     cgroups_path: Option<String>,
+    apparmor: Option<String>,
 }
 
 /// Options of a task (`containerd.runc.v1.Options`), as far as this shim acts on them.
@@ -129,7 +130,14 @@ impl Bundle {
 
     fn describe(dir: &Path, config: &Value) -> Bundle {
         let cgroups_path = config.pointer("/linux/cgroupsPath").and_then(Value::as_str).map(str::to_owned);
-        Bundle { dir: dir.to_path_buf(), namespaces: namespaces(config), cgroups_path }
+        let profile = config.pointer("/process/apparmorProfile").and_then(Value::as_str);
+        let apparmor = profile.filter(|profile| !profile.is_empty()).map(str::to_owned);
+        Bundle { dir: dir.to_path_buf(), namespaces: namespaces(config), cgroups_path, apparmor }
+    }
+
+    /// The AppArmor profile that the configuration asks for.
+    pub(crate) fn apparmor(&self) -> Option<&str> {
+        self.apparmor.as_deref()
     }
 
     /// The cgroup that the OCI runtime will make, before it has; none where the configuration leaves it to the runtime.

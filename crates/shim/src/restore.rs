@@ -48,8 +48,14 @@ pub(crate) async fn restore(shim: &Arc<Shim>, container: &Arc<Container>) -> Res
     let work = container.bundle.dir.join(WORK_DIR);
     let made = fs::DirBuilder::new().mode(0o700).recursive(true).create(&work);
     made.map_err(Error::io(format!("creating {}", work.display())))?;
-    // Their other ends are elsewhere: what was kept for the container that ran on comes back closed, and the processes see it.
-    let config = OperationConfig { file_locks: true, tcp_close: true, ..OperationConfig::default() };
+    let config = OperationConfig {
+        file_locks: true,
+        // Their other ends are elsewhere: connections that were kept for the container that ran on come back closed.
+        tcp_close: true,
+        // The images have a profile of their own, which may not be the container's.
+        lsm_profile: container.bundle.apparmor().map(|profile| format!("apparmor:{profile}")),
+        ..OperationConfig::default()
+    };
     write_criu_config(&container.bundle.dir, &config)?;
 
     let restored = run(shim, container, images, &work).await;
@@ -97,6 +103,7 @@ async fn run(shim: &Arc<Shim>, container: &Arc<Container>, images: &Path, work: 
     let pid = read_pid(&pid_file)?;
     container.adopt_init(shim, pid, Event::Started(pid))?;
     compare_namespaces(bundle, pid)?;
+    compare_profiles(container)?;
     if let Some(uts) = bundle.joined(Kind::Uts) {
         shim.sandbox.restore_hostname(uts)?;
     }
@@ -148,6 +155,34 @@ async fn endless_log(log: &Path) -> Error {
     }
 }
 
+/// CRIU gives a profile only to processes that had one when they were dumped.
+fn compare_profiles(container: &Container) -> Result<(), Error> {
+    let Some(wanted) = container.bundle.apparmor() else { return Ok(()) };
+    for pid in container.existing_cgroup()?.procs()? {
+        let file = format!("/proc/{pid}/attr/current");
+        let label = match fs::read_to_string(&file) {
+            Ok(label) => label,
+            // It has ended meanwhile.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => continue,
+            Err(error) => return Err(Error::io(format!("reading {file}"))(error)),
+        };
+        if !confined_by(&label, wanted) {
+            return Err(Error::Precondition(format!(
+                "a process of the checkpoint came up under the AppArmor profile {:?} instead of the container's {wanted:?} \
+                 and was killed: the checkpoint was made of a container without a profile, or tampered with",
+                label.trim_end()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The kernel shows `NAME (MODE)`, or `unconfined`.
+fn confined_by(label: &str, profile: &str) -> bool {
+    label.trim_end().strip_prefix(profile).is_some_and(|rest| rest == " (enforce)" || rest == " (complain)")
+}
+
 fn compare_namespaces(bundle: &Bundle, pid: i32) -> Result<(), Error> {
     for kind in [Kind::Net, Kind::Ipc, Kind::Uts, Kind::Pid] {
         let restored = format!("/proc/{pid}/ns/{}", kind.name());
@@ -169,4 +204,18 @@ fn compare_namespaces(bundle: &Bundle, pid: i32) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_the_profile_and_its_mode() {
+        assert!(confined_by("stasis-default (enforce)\n", "stasis-default"));
+        assert!(confined_by("a b (complain)", "a b"));
+        for label in ["unconfined", "stasis-default-2 (enforce)", "stasis-default", "stasis-default (kill)", ""] {
+            assert!(!confined_by(label, "stasis-default"), "{label}");
+        }
+    }
 }

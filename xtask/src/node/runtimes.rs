@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use stasis_cri_api::runtime::CgroupDriver;
 
 use super::{Ground, Setup};
 use crate::places::Places;
@@ -63,7 +64,7 @@ conf_dir = {conf_dir}
 bin_dirs = [{bin_dir}]
 
 [cgroup]
-driver = "cgroupfs"
+driver = "{driver}"
 
 [shim]
 path = {shim}
@@ -80,6 +81,10 @@ archive_dirs = [{archives}]
         bin_dir = quoted(&engines.join("cni")),
         shim = quoted(&places.shim()),
         archives = quoted(&ground.archives()),
+        driver = match setup.cgroup_driver {
+            CgroupDriver::Systemd => "systemd",
+            CgroupDriver::Cgroupfs => "cgroupfs",
+        },
         level = setup.checkpoint_level,
         more = setup.more,
     )

@@ -2,10 +2,10 @@
 
 use stasis_cri_api::runtime::security_profile::ProfileType;
 use stasis_cri_api::runtime::{LinuxContainerSecurityContext, SeLinuxOption, SecurityProfile};
-use tracing::warn;
 
 use super::HostFacts;
 use super::error::{Result, SpecError};
+use crate::apparmor::DEFAULT_PROFILE;
 
 /// What is hidden unless the request gives its own list: containerd's list, which has the energy counters of
 /// GHSA-7ww5-4wqc-m92c, and `/proc/interrupts`, which tells of other people's keystrokes, as in the kubelet's.
@@ -47,15 +47,16 @@ pub(super) fn paths(context: &LinuxContainerSecurityContext) -> (Vec<String>, Ve
     (or(&context.masked_paths, &MASKED_PATHS), or(&context.readonly_paths, &READONLY_PATHS))
 }
 
-/// The AppArmor profile of a container: the one that it names. No profile of our own is loaded yet, so the default
-/// means none.
+/// The AppArmor profile of a container: the one that it names or, also if it says nothing, ours. A privileged
+/// container has none. Where AppArmor is off, or our profile cannot be loaded, the default is none.
 pub(super) fn apparmor(context: &LinuxContainerSecurityContext, host: &HostFacts) -> Result<Option<String>> {
     if context.privileged {
         return Ok(None);
     }
     match wanted_apparmor(context)? {
-        Some(profile) if host.apparmor => Ok(Some(profile)),
-        Some(profile) => {
+        Some(Profile::Default) => Ok(host.apparmor_default.then(|| DEFAULT_PROFILE.to_owned())),
+        Some(Profile::Named(profile)) if host.apparmor => Ok(Some(profile)),
+        Some(Profile::Named(profile)) => {
             let reason = format!("the request asks for the profile {profile:?}, and AppArmor is not enabled");
             Err(SpecError::host("apparmor", reason))
         }
@@ -63,8 +64,14 @@ pub(super) fn apparmor(context: &LinuxContainerSecurityContext, host: &HostFacts
     }
 }
 
+/// What confines a container.
+enum Profile {
+    Default,
+    Named(String),
+}
+
 #[allow(deprecated, reason = "old kubelets and crictl files still set apparmor_profile")]
-fn wanted_apparmor(context: &LinuxContainerSecurityContext) -> Result<Option<String>> {
+fn wanted_apparmor(context: &LinuxContainerSecurityContext) -> Result<Option<Profile>> {
     let (kind, reference) = match &context.apparmor {
         Some(SecurityProfile { profile_type, localhost_ref }) => {
             let kind = ProfileType::try_from(*profile_type)
@@ -72,8 +79,8 @@ fn wanted_apparmor(context: &LinuxContainerSecurityContext) -> Result<Option<Str
             (kind, localhost_ref.as_str())
         }
         None => match context.apparmor_profile.as_str() {
-            "" | "unconfined" => return Ok(None),
-            "runtime/default" => (ProfileType::RuntimeDefault, ""),
+            "unconfined" => return Ok(None),
+            "" | "runtime/default" => (ProfileType::RuntimeDefault, ""),
             other => match other.strip_prefix("localhost/") {
                 Some(profile) => (ProfileType::Localhost, profile),
                 None => {
@@ -87,14 +94,11 @@ fn wanted_apparmor(context: &LinuxContainerSecurityContext) -> Result<Option<Str
             // In CRI the reference may carry the prefix of the deprecated field.
             let name = reference.strip_prefix("localhost/").unwrap_or(reference);
             let ok = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic());
-            ok.then(|| Some(name.to_owned())).ok_or_else(|| {
+            ok.then(|| Some(Profile::Named(name.to_owned()))).ok_or_else(|| {
                 SpecError::invalid("apparmor.localhost_ref", format!("{name:?} is not the name of a profile"))
             })
         }
-        ProfileType::RuntimeDefault => {
-            warn!("there is no default AppArmor profile: the container runs without one");
-            Ok(None)
-        }
+        ProfileType::RuntimeDefault => Ok(Some(Profile::Default)),
         ProfileType::Unconfined => Ok(None),
     }
 }
@@ -133,7 +137,7 @@ mod tests {
     use super::*;
 
     fn host() -> HostFacts {
-        HostFacts { apparmor: true, selinux: true, ..super::super::tests::host() }
+        HostFacts { apparmor: true, apparmor_default: true, selinux: true, ..super::super::tests::host() }
     }
 
     #[test]
@@ -146,7 +150,14 @@ mod tests {
         assert_eq!(check(ProfileType::Localhost, "web", &host()).unwrap().as_deref(), Some("web"));
         assert!(check(ProfileType::Localhost, "", &host()).is_err());
         assert!(check(ProfileType::Localhost, "a b", &host()).is_err());
-        let without = HostFacts { apparmor: false, ..host() };
+        assert_eq!(check(ProfileType::RuntimeDefault, "", &host()).unwrap().as_deref(), Some(DEFAULT_PROFILE));
+        assert_eq!(apparmor(&Default::default(), &host()).unwrap().as_deref(), Some(DEFAULT_PROFILE));
+        let privileged = LinuxContainerSecurityContext { privileged: true, ..Default::default() };
+        assert_eq!(apparmor(&privileged, &host()).unwrap(), None);
+        let unloadable = HostFacts { apparmor_default: false, ..host() };
+        assert_eq!(check(ProfileType::RuntimeDefault, "", &unloadable).unwrap(), None);
+        assert_eq!(check(ProfileType::Localhost, "web", &unloadable).unwrap().as_deref(), Some("web"));
+        let without = HostFacts { apparmor: false, apparmor_default: false, ..host() };
         assert!(check(ProfileType::Localhost, "web", &without).is_err());
         assert_eq!(check(ProfileType::RuntimeDefault, "", &without).unwrap(), None);
         assert_eq!(check(ProfileType::Unconfined, "", &host()).unwrap(), None);

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use rustix::thread::CapabilitySet;
 
+use crate::apparmor;
+
 /// Facts about the kernel and the daemon's own rights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostFacts {
@@ -13,6 +15,8 @@ pub struct HostFacts {
     pub seccomp: bool,
     /// AppArmor is enabled.
     pub apparmor: bool,
+    /// AppArmor is enabled and can be given our default profile: the program that loads profiles is there.
+    pub apparmor_default: bool,
     /// SELinux is enabled.
     pub selinux: bool,
     /// Release of the kernel: major and minor.
@@ -32,10 +36,12 @@ impl HostFacts {
         let cgroup = Path::new("/sys/fs/cgroup");
         let own = rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted);
         let v2 = read("/sys/fs/cgroup/cgroup.controllers");
+        let apparmor = read("/sys/module/apparmor/parameters/enabled").starts_with('Y');
         Self {
             oom_score_adj_floor: oom_score_adj_floor(own),
             seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
-            apparmor: read("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
+            apparmor,
+            apparmor_default: apparmor && apparmor::parser().is_some(),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             kernel: parse_release(&read("/proc/sys/kernel/osrelease")),
             capabilities: own.bits(),

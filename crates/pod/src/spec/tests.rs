@@ -19,6 +19,7 @@ pub(super) fn host() -> HostFacts {
         oom_score_adj_floor: 0,
         seccomp: true,
         apparmor: false,
+        apparmor_default: false,
         selinux: false,
         kernel: (6, 18),
         capabilities: u64::MAX,

@@ -119,10 +119,17 @@ pub(super) fn seccomp(root: &Path) -> Finding {
     }
 }
 
-/// Whether AppArmor profiles can be applied. A host without it is a usual one.
+/// Whether AppArmor profiles can be applied, and ours loaded. A host without AppArmor is a usual one.
 pub(super) fn apparmor(root: &Path) -> Finding {
     let enabled = fs::read_to_string(root.join("sys/module/apparmor/parameters/enabled")).unwrap_or_default();
-    fine("apparmor", if enabled.trim() == "Y" { "enabled" } else { "not enabled: profiles are not applied" })
+    if enabled.trim() != "Y" {
+        return fine("apparmor", "not enabled: profiles are not applied");
+    }
+    if stasis_pod::APPARMOR_PARSERS.iter().any(|parser| root.join(parser.trim_start_matches('/')).is_file()) {
+        return fine("apparmor", "enabled");
+    }
+    let advice = "containers run without the default profile: install the package apparmor, then start stasisd again";
+    warning("apparmor", "enabled, but apparmor_parser is missing", advice)
 }
 
 /// Whether SELinux labels can be applied. A host without it is a usual one.

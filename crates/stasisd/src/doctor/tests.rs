@@ -56,6 +56,7 @@ fn the_kernel_is_judged_by_its_files() {
         ("proc/sys/kernel/seccomp/actions_avail", "kill_process errno allow\n"),
         ("proc/sys/vm/unprivileged_userfaultfd", "0\n"),
         ("sys/module/apparmor/parameters/enabled", "Y\n"),
+        ("usr/sbin/apparmor_parser", ""),
         ("sys/fs/selinux/enforce", "1"),
     ]);
     check(&kernel::overlayfs(full.root(), full.root()), Level::Ok, "available", "");
@@ -63,6 +64,8 @@ fn the_kernel_is_judged_by_its_files() {
     check(&kernel::seccomp(full.root()), Level::Ok, "filters available", "");
     check(&kernel::oom_score_adj(full.root()), Level::Ok, "may be lowered", "");
     check(&kernel::apparmor(full.root()), Level::Ok, "enabled", "");
+    std::fs::remove_file(full.root().join("usr/sbin/apparmor_parser")).unwrap();
+    check(&kernel::apparmor(full.root()), Level::Warning, "apparmor_parser is missing", "package apparmor");
     check(&kernel::selinux(full.root()), Level::Ok, "enforcing", "");
 }
 
