@@ -160,13 +160,20 @@ fn shares(places: &Places, work: &Work) -> Result<Vec<Share>> {
 fn script(places: &Places, work: &Work, shares: &[Share]) -> String {
     let mut text = String::new();
     for Share { tag, dir } in shares {
-        text += &format!("mkdir -p '{dir}' && mount -t 9p -o {} {tag} '{dir}'\n", machine::OPTIONS_READONLY, dir = dir.display());
+        text += &format!(
+            "mkdir -p '{dir}' && mount -t 9p -o {} {tag} '{dir}'\n",
+            machine::OPTIONS_READONLY,
+            dir = dir.display()
+        );
     }
     for (variable, value) in places.for_tests() {
         let value = if variable == DEV_DIR_VARIABLE { Path::new(GUEST_DEV_DIR).to_path_buf() } else { value };
         text += &format!("export {variable}='{}'\n", value.display());
     }
-    text += &format!("export PATH=\"$PATH:{}\"\nmkdir -p {GUEST_DEV_DIR}\ncd {GUEST_DEV_DIR}\n", places.engines().join("bin").display());
+    text += &format!(
+        "export PATH=\"$PATH:{}\"\nmkdir -p {GUEST_DEV_DIR}\ncd {GUEST_DEV_DIR}\n",
+        places.engines().join("bin").display()
+    );
     match work {
         Work::Shell => text += "sh -i\n",
         Work::Tests(tests) => {
@@ -174,7 +181,8 @@ fn script(places: &Places, work: &Work, shares: &[Share]) -> String {
             for (binary, arguments) in tests {
                 text += &format!("'{}' {} || status=1\n", binary.display(), quoted(arguments));
             }
-            text += &format!("cp {GUEST_DEV_DIR}/nodes/*.log /exchange/ 2>/dev/null\necho $status > /exchange/status\n");
+            text +=
+                &format!("cp {GUEST_DEV_DIR}/nodes/*.log /exchange/ 2>/dev/null\necho $status > /exchange/status\n");
         }
     }
     text

@@ -40,8 +40,8 @@ use stasis_pod::Pods;
 use stasis_streaming::Server;
 use tonic::{Response, Status};
 
-pub use crate::routes::Routes;
 pub use crate::backend::backend;
+pub use crate::routes::Routes;
 use crate::telemetry::Telemetry;
 
 /// Largest message in either direction: the kubelet's own limit (16 MiB), which the pod engine keeps ExecSync below.

@@ -35,7 +35,7 @@ pub(crate) fn events(reader: EventReader) -> BoxStream<stasis_cri_api::runtime::
 
 #[cfg(test)]
 mod tests {
-    use tokio_stream::StreamExt as _;
+    use futures_util::StreamExt as _;
 
     use super::*;
 

@@ -21,7 +21,8 @@ const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
 const LOADED_BYTES_MAX: u64 = 8 << 20;
 
 /// Where distributions have the program that compiles and loads AppArmor profiles.
-pub const APPARMOR_PARSERS: [&str; 3] = ["/usr/sbin/apparmor_parser", "/sbin/apparmor_parser", "/usr/bin/apparmor_parser"];
+pub const APPARMOR_PARSERS: [&str; 3] =
+    ["/usr/sbin/apparmor_parser", "/sbin/apparmor_parser", "/usr/bin/apparmor_parser"];
 
 /// It takes a tenth of a second; a slow disk or an emulated machine longer.
 const PARSER_LIMITS: Limits = Limits { time: Duration::from_secs(30), stdout: 64 * 1024, stderr_tail: 4096 };

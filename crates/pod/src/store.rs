@@ -70,12 +70,7 @@ impl Store {
     }
 
     pub(crate) async fn delete_container(&self, id: &str) -> Result<()> {
-        let id = id.to_owned();
-        self.write(move |transaction| {
-            transaction.open_table(CONTAINERS)?.remove(id.as_str())?;
-            Ok(())
-        })
-        .await
+        self.delete(CONTAINERS, id.to_owned()).await
     }
 
     pub(crate) fn checkpoints(&self) -> Result<Vec<CheckpointEntry>> {
@@ -115,6 +110,14 @@ impl Store {
             Ok(rows)
         };
         Ok(read()?)
+    }
+
+    async fn delete(&self, table: TableDefinition<'static, &str, &[u8]>, key: String) -> Result<()> {
+        self.write(move |transaction| {
+            transaction.open_table(table)?.remove(key.as_str())?;
+            Ok(())
+        })
+        .await
     }
 
     async fn put(&self, table: TableDefinition<'static, &str, &[u8]>, key: String, value: Vec<u8>) -> Result<()> {

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stasis_shim_api::{
-    AttachRequest, METHOD_ATTACH, METHOD_CHECKPOINT, METHOD_PROGRESS, METHOD_REOPEN_LOG, ProgressRequest, ReopenLogRequest,
-    SERVICE,
+    AttachRequest, METHOD_ATTACH, METHOD_CHECKPOINT, METHOD_PROGRESS, METHOD_REOPEN_LOG, ProgressRequest,
+    ReopenLogRequest, SERVICE,
 };
 use ttrpc::r#async::{MethodHandler, Service, TtrpcContext};
 use ttrpc::{Code, Request, Response, get_status};

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::*;
-use stasis_shim_api::{CheckpointReport, CheckpointRequest, CriuOptions, METHOD_CHECKPOINT, Reason, ShimError};
+use stasis_shim_api::{
+    CheckpointReport, CheckpointRequest, Compression, CriuOptions, METHOD_CHECKPOINT, Reason, ShimError,
+};
 
 /// Counts, in the log. It waits by reading a FIFO that nobody writes to and starts no process: busybox's shell does that by
 /// vfork, and CRIU cannot stop a process that waits for the child of a vfork which it has stopped already.
@@ -180,6 +182,12 @@ fn archive_request(pod: &Pod, id: &str) -> CheckpointRequest {
         timeout_ms: 60_000,
         leave_running: true,
         criu: CriuOptions::default(),
+        compression: Compression::default(),
+        trees: Vec::new(),
+        buffer_max: None,
+        space_reserve: 0,
+        digest: false,
+        failure_log: None,
     }
 }
 

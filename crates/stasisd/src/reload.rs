@@ -67,7 +67,7 @@ impl Reload {
         // CRIU is asked anew: it may have come since.
         let probed = tokio::task::spawn_blocking(move || checkpoints(&config, &Engines::locate(&config)));
         match probed.await {
-            Ok(found) => self.checkpoints.set(found),
+            Ok((found, _)) => self.checkpoints.set(found),
             Err(error) => tracing::error!(%error, "cannot find out whether checkpoints are possible"),
         }
         let shown = serde_json::to_string(&self.current).unwrap_or_default();

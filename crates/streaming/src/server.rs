@@ -192,6 +192,7 @@ impl Server {
     }
 
     /// The answer to a request that is granted, and what it becomes.
+    #[allow(clippy::result_large_err, reason = "both are answers, and there is one a connection")]
     fn negotiate(&self, request: &http::Request<Incoming>) -> Result<(Response, Upgrade), Response> {
         if !matches!(*request.method(), Method::GET | Method::POST) {
             return Err(refuse(StatusCode::METHOD_NOT_ALLOWED, "only GET and POST are served"));
@@ -275,6 +276,7 @@ fn no_protocol(transport: Transport, known: String) -> Response {
     response
 }
 
+#[allow(clippy::result_large_err, reason = "both are answers, and there is one a connection")]
 fn switching(transport: Transport, headers: &HeaderMap) -> Result<Response, Response> {
     let mut response = Response::default();
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

@@ -71,8 +71,11 @@ fn change(content: &[u8], random: &mut Random) -> Vec<u8> {
     changed
 }
 
+/// Name and content of a member.
+type Member = (String, Vec<u8>);
+
 /// Members without the container's memory.
-fn recorded() -> Result<Vec<(String, Vec<u8>)>, Box<dyn std::error::Error>> {
+fn recorded() -> Result<Vec<Member>, Box<dyn std::error::Error>> {
     let crates = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut members = Vec::new();
     for name in ["config.dump", "spec.dump"] {

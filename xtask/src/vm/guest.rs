@@ -152,7 +152,8 @@ fn furnish(root: &Path, busybox: &Path) -> Result<()> {
     fs::copy(busybox, bin.join("busybox")).context("copy busybox")?;
     let applets = run(Command::new(busybox).arg("--list"), SHORT)?;
     for applet in applets.lines() {
-        let taken = bin.join(applet).symlink_metadata().is_ok() || root.join("usr/sbin").join(applet).symlink_metadata().is_ok();
+        let taken = bin.join(applet).symlink_metadata().is_ok()
+            || root.join("usr/sbin").join(applet).symlink_metadata().is_ok();
         if !taken {
             link("busybox", &bin.join(applet))?;
         }

@@ -16,8 +16,18 @@ const KEPT: [&str; 7] = ["arch", "block", "crypto", "fs", "lib", "mm", "net"];
 
 /// Drivers of the machine and of pods' networks.
 const DRIVERS: [&str; 12] = [
-    "virtio_blk", "virtio_pci", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio-rng", "virtio_console", "virtio_net", "net_failover",
-    "failover", "veth", "tun", "dummy",
+    "virtio_blk",
+    "virtio_pci",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio-rng",
+    "virtio_console",
+    "virtio_net",
+    "net_failover",
+    "failover",
+    "veth",
+    "tun",
+    "dummy",
 ];
 
 /// What the kernel must load before it can see the disk; what is missing here is built in.

@@ -99,7 +99,8 @@ impl Machine {
         command.args(["-machine", "q35", "-smp", "1", "-m", &MEMORY_MIB.to_string()]);
         command.args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"]);
         command.arg("-kernel").arg(self.files.join("vmlinuz")).arg("-initrd").arg(self.files.join("initramfs"));
-        let always = "TERM=dumb console=ttyS0 quiet panic=-1 mitigations=off systemd.show_status=no systemd.log_level=warning";
+        let always =
+            "TERM=dumb console=ttyS0 quiet panic=-1 mitigations=off systemd.show_status=no systemd.log_level=warning";
         command.arg("-append").arg(format!("{always} {arguments}"));
         command
     }

@@ -79,7 +79,7 @@ fn check_sharing(images: &ImageSet, grant: &Grant) -> Result<(), Refusal> {
             return Err(Refusal::new(Reason::NamespaceDiffers, format!("process {pid}"), why));
         }
     }
-    let around = images.inventory.root_ids.clone().unwrap_or_default();
+    let around = images.inventory.root_ids.unwrap_or_default();
     // For CRIU, which runs in the pod's network namespace and outside of all others.
     let own = [
         ("mount", first.mnt != around.mnt_ns_id(), grant.namespaces.contains("mount")),

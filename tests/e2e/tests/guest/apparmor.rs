@@ -63,7 +63,8 @@ fn the_default_profile_confines_who_names_no_other() {
         assert_eq!(label(stage, &default).await?, DEFAULT);
         assert_eq!(stage.sh(&default, script).await?, "refused");
         // Ordinary work goes on, and signals among its own arrive.
-        let work = "sleep 100 & kill $!; wait $!; echo x > /file; mv /file /other; cat /other; ip -o -4 addr show lo | wc -l";
+        let work =
+            "sleep 100 & kill $!; wait $!; echo x > /file; mv /file /other; cat /other; ip -o -4 addr show lo | wc -l";
         assert_eq!(stage.sh(&default, work).await?, "x\n1");
         let open = stage.container(&pod, powerful("open", ProfileType::Unconfined)).await?;
         assert_eq!(label(stage, &open).await?, "unconfined");
@@ -91,7 +92,10 @@ fn a_profile_of_the_host_confines_who_names_it() {
         run(Command::new("apparmor_parser").args(["--replace", "--skip-cache"]).arg(&file), SHORT)?;
         let container = stage.container(&pod, config).await?;
         assert_eq!(label(stage, &container).await?, "stasis-test-strict (enforce)");
-        assert_eq!(stage.sh(&container, "cat /etc/passwd 2>/dev/null || echo refused; cat /etc/group | wc -l").await?, "refused\n2");
+        assert_eq!(
+            stage.sh(&container, "cat /etc/passwd 2>/dev/null || echo refused; cat /etc/group | wc -l").await?,
+            "refused\n2"
+        );
         stage.remove(&pod).await?;
         run(Command::new("apparmor_parser").arg("--remove").arg(&file), SHORT)?;
         Ok(())

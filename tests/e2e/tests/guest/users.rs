@@ -24,7 +24,8 @@ fn redis_of_a_user_goes_on_with_its_keys() {
             Ok(stage.node.cri.exec(&redis, &["redis-cli", "ping"]).await.is_ok_and(|said| said == "PONG").then_some(()))
         })
         .await?;
-        let script = format!("for i in $(seq {KEYS}); do echo set key:$i value-$i; done | redis-cli | sort | uniq -c | xargs");
+        let script =
+            format!("for i in $(seq {KEYS}); do echo set key:$i value-$i; done | redis-cli | sort | uniq -c | xargs");
         assert_eq!(stage.sh(&redis, &script).await?, format!("{KEYS} OK"));
         let run = run_id(stage, &redis).await?;
         is_the_users(stage, &redis).await?;

@@ -51,7 +51,7 @@ fn events_tell_the_life_of_a_pod() {
         let absent = stage.node.cri.create(&pod, shell("absent", "")).await?;
         assert_eq!(next(&mut events).await?.container_event_type(), ContainerCreatedEvent);
         stage.remove(&pod).await?;
-        let mut rest = vec![next(&mut events).await?, next(&mut events).await?, next(&mut events).await?];
+        let mut rest = [next(&mut events).await?, next(&mut events).await?, next(&mut events).await?];
         rest.iter_mut().for_each(|event| event.created_at = 0);
         let told: Vec<_> = rest.iter().map(|event| (event.container_event_type(), &event.container_id)).collect();
         let expected =

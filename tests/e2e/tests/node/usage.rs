@@ -172,7 +172,7 @@ async fn lists_hold_what_runs(stage: &mut Stage, pod: &Pod, busy: &Container, qu
     running.sort();
     assert_eq!(list(stage, None).await?, running);
     let one = ContainerStatsFilter { id: busy.id[..20].into(), ..Default::default() };
-    assert_eq!(list(stage, Some(one)).await?, [busy.id.clone()]);
+    assert_eq!(list(stage, Some(one)).await?, std::slice::from_ref(&busy.id));
     let other = ContainerStatsFilter { pod_sandbox_id: "0".repeat(64), ..Default::default() };
     assert!(list(stage, Some(other)).await?.is_empty());
 
