@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, reason = "a task's result is its output; progress and errors go to stderr")]
 
 mod bench;
+mod clients;
 mod compile;
 pub mod cri;
 mod debian;
@@ -40,7 +41,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Set up the engines (CRIU, runc, CNI plugins, …), the peers and the test images
+    /// Set up the engines (CRIU, runc, CNI plugins, …), the peers, the clients and the test images
     Engines,
     /// The main job end to end: run a pod, freeze it, carry it as an image, thaw it
     Demo(demo::Options),
@@ -83,8 +84,12 @@ fn run(task: &Task) -> Result<()> {
 fn set_up(places: &Places) -> Result<()> {
     engines::set_up_engines(places)?;
     engines::set_up_peers(places)?;
+    clients::set_up(places)?;
     images::set_up(places)?;
-    print!("{}{}", engines::engines(places).versions()?, engines::peers(places).versions()?);
+    let prefixes = [engines::engines(places), engines::peers(places), clients::clients(places)];
+    for prefix in prefixes {
+        print!("{}", prefix.versions()?);
+    }
     for (variable, value) in places.for_tests() {
         println!("export {variable}={}", value.display());
     }

@@ -12,6 +12,7 @@ pub const DEV_DIR_VARIABLE: &str = "STASIS_DEV_DIR";
 /// What tests find in their environment.
 const ENGINES_VARIABLE: &str = "STASIS_ENGINES";
 const PEERS_VARIABLE: &str = "STASIS_PEERS";
+const CLIENTS_VARIABLE: &str = "STASIS_CLIENTS";
 const IMAGES_VARIABLE: &str = "STASIS_IMAGES";
 const BIN_VARIABLE: &str = "STASIS_BIN";
 const SHIM_VARIABLE: &str = "STASIS_SHIM";
@@ -30,6 +31,7 @@ pub struct Places {
     pub target: PathBuf,
     engines: PathBuf,
     peers: PathBuf,
+    clients: PathBuf,
     images: PathBuf,
     bin: PathBuf,
     shim: PathBuf,
@@ -47,6 +49,7 @@ impl Places {
         Ok(Self {
             engines: dev.join("engines"),
             peers: dev.join("peers"),
+            clients: dev.join("clients"),
             images: dev.join("images"),
             bin: target.join("release"),
             shim: target.join(SHIM_PROFILE).join("containerd-shim-stasis-v1"),
@@ -73,6 +76,7 @@ impl Places {
             target: parent.to_path_buf(),
             engines: named(ENGINES_VARIABLE)?,
             peers: named(PEERS_VARIABLE)?,
+            clients: named(CLIENTS_VARIABLE)?,
             images: named(IMAGES_VARIABLE)?,
             shim: named(SHIM_VARIABLE)?,
             bin,
@@ -86,6 +90,8 @@ impl Places {
             (ENGINES_VARIABLE, self.engines()),
             // Prefix with bin/{containerd,containerd-shim-runc-v2,ctr}.
             (PEERS_VARIABLE, self.peers()),
+            // Prefix with bin/kubectl.
+            (CLIENTS_VARIABLE, self.clients()),
             // Our shim, built small.
             (SHIM_VARIABLE, self.shim()),
             // Directory of stasisd and stasis.
@@ -105,6 +111,11 @@ impl Places {
     /// The prefix of the runtimes that ours is compared with.
     pub fn peers(&self) -> PathBuf {
         self.peers.clone()
+    }
+
+    /// The prefix of the clients that are not ours.
+    pub fn clients(&self) -> PathBuf {
+        self.clients.clone()
     }
 
     /// The directory of the test images, one OCI layout tar an image.

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::clients;
 use crate::compile::{cargo, programs};
 use crate::engines;
 use crate::images;
@@ -20,6 +21,7 @@ pub(crate) fn run(places: &Places) -> Result<()> {
     step("engines and test images", || {
         engines::set_up_engines(places)?;
         engines::set_up_peers(places)?;
+        clients::set_up(places)?;
         images::set_up(places)
     })?;
     step("lints", || {

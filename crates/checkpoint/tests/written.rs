@@ -78,7 +78,7 @@ fn archive(dir: &Path, profile: Profile) -> std::path::PathBuf {
     let partial = names(dir).into_iter().find(|name| name.ends_with(".partial")).unwrap();
     assert!(partial.starts_with("checkpoint-pod_ns-ctr-2026-01-02T03:04:05+01:00.tar."), "{partial}");
     let size = writer.finish().unwrap();
-    assert_eq!(fs::metadata(&path).unwrap().len(), size);
+    assert_eq!(fs::metadata(&path).unwrap().len(), size.bytes);
     path
 }
 
@@ -225,7 +225,7 @@ fn an_archive_becomes_an_image_of_its_own_bytes() {
     let base = json!({"architecture": "arm64", "os": "linux", "config": {
         "User": "1000", "Env": ["A=b"], "Entrypoint": ["/c"], "Labels": {"io.x": "y"}, "StopSignal": "SIGINT"}});
     let facts = EngineFacts { criu_version: stasis_criu::Version::parse("4.2.1"), ..EngineFacts::default() };
-    let parts = image_from_archive(&path, Some(&serde_json::to_vec(&base).unwrap()), &facts).unwrap();
+    let parts = image_from_archive(&path, Some(&serde_json::to_vec(&base).unwrap()), None, &facts, None).unwrap();
     assert_eq!(parts.layer_media_type, "application/vnd.oci.image.layer.v1.tar");
     assert_eq!((parts.layer_size, &parts.layer_digest), (fs::metadata(&path).unwrap().len(), &parts.diff_id));
     let sum = Command::new("sha256sum").arg(&path).output().unwrap();
@@ -256,11 +256,11 @@ fn a_compressed_archive_has_two_digests() {
     let path = dir.path().join("a.tar.gz");
     let plain = tar(&common::cri_o());
     fs::write(&path, gzip(&plain)).unwrap();
-    let parts = image_from_archive(&path, None, &EngineFacts::default()).unwrap();
+    let parts = image_from_archive(&path, None, None, &EngineFacts::default(), None).unwrap();
     assert_eq!(parts.layer_media_type, "application/vnd.oci.image.layer.v1.tar+gzip");
     assert_ne!(parts.diff_id, parts.layer_digest);
     fs::write(&path, &plain).unwrap();
-    assert_eq!(image_from_archive(&path, None, &EngineFacts::default()).unwrap().diff_id, parts.diff_id);
+    assert_eq!(image_from_archive(&path, None, None, &EngineFacts::default(), None).unwrap().diff_id, parts.diff_id);
 }
 
 #[test]

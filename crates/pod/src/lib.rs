@@ -51,7 +51,7 @@ mod update;
 pub use apparmor::APPARMOR_PARSERS;
 pub use checkpoint::{
     ANNOTATION_PREFIX, CheckpointEntry, CheckpointLimits, CheckpointOptions, CheckpointPolicy, CheckpointReport,
-    ImageTarget, Keep, OPTIONS, Preflight, Progress, Retention,
+    ImageTarget, Keep, OPTIONS, Preflight, Progress, ProgressReport, Retention,
 };
 pub use error::{Error, Kind, Result};
 pub use events::EventReader;

@@ -85,6 +85,8 @@ pub(crate) struct State {
     /// No more streams are taken, and the connection ends once all is written.
     closing: bool,
     peer_going_away: bool,
+    /// The peer has been told that no more streams are taken.
+    gone_away: bool,
     /// It has ended.
     closed: bool,
 }
@@ -149,6 +151,7 @@ impl State {
             session_owed: 0,
             closing: false,
             peer_going_away: false,
+            gone_away: false,
             closed: false,
             limits,
         };
@@ -326,12 +329,9 @@ impl State {
 
     /// No more streams; the connection ends when all is written.
     pub(crate) fn close(&mut self) {
-        if !self.closing {
-            self.closing = true;
-            let last = self.last_stream;
-            self.push_control(frame::go_away(last, GoAway::Ok));
-            wake(&mut self.accept_waker);
-        }
+        self.closing = true;
+        wake(&mut self.accept_waker);
+        wake(&mut self.writer);
     }
 
     /// The connection is gone: everybody who waits is told.
@@ -464,6 +464,11 @@ impl State {
             }
         }
         let over = self.closing && self.streams.values().all(|stream| stream.out.is_empty() && !stream.owned);
+        if over && !self.closed && !self.gone_away {
+            // The last frame of all: Go's spdystream reads none behind it.
+            self.gone_away = true;
+            return Some(Output::Control(frame::go_away(self.last_stream, GoAway::Ok)));
+        }
         (over || self.closed).then_some(Output::End)
     }
 

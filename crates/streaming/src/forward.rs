@@ -1,11 +1,12 @@
 //! Port-forward: TCP connections into a pod, each a pair of streams for its data and for what went wrong.
 
 use std::collections::HashMap;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stasis_spdy::{Incoming, Limits, Stream};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy_bidirectional_with_sizes};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 
 use crate::backend::{Backend, Failure};
@@ -105,8 +106,20 @@ async fn forward(
 ) {
     let done = async {
         let mut connection = target.backend.connect(&target.pod, port).await?;
-        let copied = copy_bidirectional_with_sizes(&mut data, &mut connection, BUFFER, BUFFER).await;
-        copied.map(drop).map_err(|error| Failure(error.to_string()))
+        let (mut from_pod, mut to_pod) = connection.split();
+        let (mut from_client, mut to_client) = tokio::io::split(&mut data);
+        let copied = tokio::try_join!(
+            copy(&mut from_client, &mut to_pod, Side::Client, Side::Pod),
+            copy(&mut from_pod, &mut to_client, Side::Pod, Side::Client)
+        );
+        match copied {
+            Err((Side::Pod, error)) if !matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
+                Err(Failure(error.to_string()))
+            }
+            // To reset a connection is a way to end it, at either side; kubectl gives up all of its connections when one
+            // is said to have failed.
+            _ => Ok(()),
+        }
     };
     if let Err(failure) = done.await {
         let message = format!("error forwarding port {port} to pod {}: {failure}", target.pod);
@@ -115,6 +128,30 @@ async fn forward(
         let _ = error.write_all(message.as_bytes()).await;
     }
     let _ = error.shutdown().await;
+}
+
+/// At which end of a connection something failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Client,
+    Pod,
+}
+
+/// Copies one direction, and passes its end on.
+async fn copy(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    reads: Side,
+    writes: Side,
+) -> Result<(), (Side, io::Error)> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match from.read(&mut buffer).await.map_err(|error| (reads, error))? {
+            0 => break,
+            length => to.write_all(&buffer[..length]).await.map_err(|error| (writes, error))?,
+        }
+    }
+    to.shutdown().await.map_err(|error| (writes, error))
 }
 
 /// Serves a WebSocket client: two channels a port, one connection each. The first message of every channel is the port.

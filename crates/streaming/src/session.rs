@@ -51,6 +51,8 @@ pub(crate) async fn run(client: Client, session: Session, gone: impl Future<Outp
         () = follow_sizes(client.sizes, &*control) => None,
         () = gone => None,
     };
+    // The pipes are dropped by now. A process that reads its input has nothing more to wait for.
+    control.close_stdin().await;
     control.abandon().await;
     outcome
 }

@@ -51,8 +51,10 @@ where
     let opened = opened.map_err(|_| format!("the client did not open its streams within {CREATION_LIMIT:?}"))??;
     let Some(mut error) = opened.error else { return Err("there is no error stream".to_owned()) };
     let (sizes, newest) = watch::channel(None);
+    // kubectl takes the end of our side of this stream for the end of its own, so that comes last.
+    let (input, input_end) = opened.stdin.map(tokio::io::split).unzip();
     let client = Client {
-        stdin: opened.stdin.map(|stream| Box::new(stream) as Reader),
+        stdin: input.map(|stream| Box::new(stream) as Reader),
         stdout: opened.stdout.map(|stream| Box::new(stream) as Writer),
         stderr: opened.stderr.map(|stream| Box::new(stream) as Writer),
         sizes: newest,
@@ -72,6 +74,9 @@ where
         // A client that is gone by now needs no status.
         let _ = error.write_all(&status::encode(&outcome, channels.version >= 4)).await;
         let _ = error.shutdown().await;
+        if let Some(mut input_end) = input_end {
+            let _ = input_end.shutdown().await;
+        }
         drop(error);
         connection.close();
         if !driver.is_finished() {
@@ -103,19 +108,19 @@ impl Opened {
 
     async fn take(&mut self, incoming: Incoming, streams: Streams, resizes: bool) -> Result<(), String> {
         let kind = incoming.headers().get("streamtype").unwrap_or_default().to_owned();
-        let (place, wanted, reads) = match kind.as_str() {
-            "error" => (&mut self.error, true, false),
-            "stdin" => (&mut self.stdin, streams.stdin, true),
-            "stdout" => (&mut self.stdout, streams.stdout, false),
-            "stderr" => (&mut self.stderr, streams.stderr, false),
-            "resize" => (&mut self.resize, resizes, true),
+        let (place, wanted) = match kind.as_str() {
+            "error" => (&mut self.error, true),
+            "stdin" => (&mut self.stdin, streams.stdin),
+            "stdout" => (&mut self.stdout, streams.stdout),
+            "stderr" => (&mut self.stderr, streams.stderr),
+            "resize" => (&mut self.resize, resizes),
             _ => return Err(format!("a stream of the type {kind:?} is not known")),
         };
         if !wanted || place.is_some() {
             return Err(format!("the stream {kind} was not asked for, or opened twice"));
         }
         let mut stream = incoming.accept();
-        if reads {
+        if kind == "resize" {
             // Nothing is ever written to it, and a half-closed stream need not be reset at the end.
             let _ = stream.shutdown().await;
         }

@@ -17,8 +17,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use crate::backend::{Failure, Session, Size, Streams};
 use crate::protocol::Channels;
@@ -40,6 +41,9 @@ const QUEUE: usize = 2;
 
 /// How long a client may take to answer our close.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// How the server closes. Clients take a close without a code for a failure.
+const ENDED: CloseFrame = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") };
 
 const CLOSE_SIGNAL: u8 = 255;
 const STDIN: u8 = 0;
@@ -181,7 +185,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Socket<T> {
             sent = send_all(&mut sink, self.framing, self.outputs, &activity) => sent?,
             () = idle(self.idle, &activity) => return Err(format!("nothing was sent or received for {:?}", self.idle)),
         }
-        sink.send(Message::Close(None)).await.map_err(|error| error.to_string())?;
+        sink.send(Message::Close(Some(ENDED))).await.map_err(|error| error.to_string())?;
         // Until the client has closed, too; what still comes is of no interest.
         let _ = timeout(LINGER, async { while let Some(Ok(_)) = stream.next().await {} }).await;
         Ok(())

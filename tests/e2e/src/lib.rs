@@ -2,6 +2,8 @@
 //!
 //! The tests need root and the places that `cargo xtask test` names in their environment.
 
+pub mod kube;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::initramfs::Archive;
 use crate::debian::{self, remove_tree};
-use crate::process::{LONG, SHORT, run};
+use crate::process::{LONG, run};
 
 /// Directories of modules that a node may use; of the drivers only those below, as they are most of the size.
 const KEPT: [&str; 7] = ["arch", "block", "crypto", "fs", "lib", "mm", "net"];
@@ -158,7 +158,7 @@ impl Kernel {
     fn kmod(&self, name: &str, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(self.root.join(debian::loader(&self.root)?));
         command.arg("--library-path").arg(self.root.join(debian::libraries())).args(["--argv0", name]);
-        run(command.arg(self.root.join("usr/bin/kmod")).args(arguments), SHORT.max(LONG))
+        run(command.arg(self.root.join("usr/bin/kmod")).args(arguments), LONG)
     }
 }
 

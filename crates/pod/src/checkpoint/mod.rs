@@ -64,10 +64,10 @@ pub struct CheckpointOptions {
 
 /// Is told the phase (`waiting`, `preparing`, `frozen`, `writing`), the bytes written, and the bytes there will be or 0.
 #[derive(Clone)]
-pub struct Progress(pub Arc<Report>);
+pub struct Progress(pub Arc<ProgressReport>);
 
 /// Takes phase, bytes written, bytes in all.
-pub type Report = dyn Fn(&str, u64, u64) + Send + Sync;
+pub type ProgressReport = dyn Fn(&str, u64, u64) + Send + Sync;
 
 impl std::fmt::Debug for Progress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -17,6 +17,7 @@ mod peers;
 mod refusals;
 mod security;
 mod shim_dies;
+mod streaming;
 mod travel;
 mod usage;
 mod workloads;
