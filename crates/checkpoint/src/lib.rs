@@ -45,4 +45,4 @@ pub use metadata::{ArchiveMetadata, read_metadata};
 pub use output::{Form, Written, Zstd};
 pub use restore::{RestoreSource, is_sure};
 pub use schema::{BindMount, ConfigDump, ContainerStatus, InternalStatus};
-pub use writer::ArchiveWriter;
+pub use writer::{ArchiveWriter, Sealed, is_partial};

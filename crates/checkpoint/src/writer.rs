@@ -108,20 +108,24 @@ impl ArchiveWriter {
         }
     }
 
-    /// Ends the archive, makes it durable and gives it its name; what had that name before is replaced.
+    /// [`ArchiveWriter::seal`] and [`Sealed::publish`].
+    ///
+    /// # Errors
+    /// Those of both.
+    pub fn finish(self) -> Result<Written> {
+        self.seal()?.publish()
+    }
+
+    /// Ends the archive and makes it durable under its temporary name.
     ///
     /// # Errors
     /// If the last member is not complete, or anything could not be written: then there is no archive.
-    pub fn finish(mut self) -> Result<Written> {
+    pub fn seal(mut self) -> Result<Sealed> {
         self.end_member()?;
         let mut out = self.out.take().ok_or_else(|| Error::refused("the writer failed before"))?;
         out.write_all(&[0; 2 * tar::BLOCK]).doing_to("write", &self.partial)?;
         let written = out.finish().doing_to("write", &self.partial)?;
-        fs::rename(&self.partial, &self.path).doing_to("rename the archive to", &self.path)?;
-        // The name is the archive's from here on; dropping finds no partial file.
-        let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        stasis_sys::file::sync_dir(dir).doing_to("make durable", dir)?;
-        Ok(written)
+        Ok(Sealed { writer: self, written })
     }
 
     fn header(&mut self, member: &Member, size: u64) -> Result<()> {
@@ -183,6 +187,28 @@ impl Write for ArchiveWriter {
     }
 }
 
+/// An archive that is whole and durable, and has not its name yet. It is removed when this is dropped.
+#[derive(Debug)]
+pub struct Sealed {
+    writer: ArchiveWriter,
+    written: Written,
+}
+
+impl Sealed {
+    /// Gives the archive its name; what had that name before is replaced.
+    ///
+    /// # Errors
+    /// If it could not be renamed: then there is no archive.
+    pub fn publish(self) -> Result<Written> {
+        let path = &self.writer.path;
+        fs::rename(&self.writer.partial, path).doing_to("rename the archive to", path)?;
+        // The name is the archive's from here on; dropping finds no partial file.
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        stasis_sys::file::sync_dir(dir).doing_to("make durable", dir)?;
+        Ok(self.written)
+    }
+}
+
 impl Drop for ArchiveWriter {
     fn drop(&mut self) {
         match fs::remove_file(&self.partial) {
@@ -194,11 +220,22 @@ impl Drop for ArchiveWriter {
     }
 }
 
+/// Whether `file` is a name that a writer of the archive `name` gives to what it has not finished.
+pub fn is_partial(file: &OsStr, name: &OsStr) -> bool {
+    let rest = file.as_bytes().strip_prefix(beginning(name));
+    let random = rest.and_then(|rest| rest.strip_prefix(b".")?.strip_suffix(b".partial"));
+    random.is_some_and(|random| random.len() == RANDOM_DIGITS && random.iter().all(u8::is_ascii_hexdigit))
+}
+
+/// The kubelet's names can be so long that nothing fits behind them.
+fn beginning(name: &OsStr) -> &[u8] {
+    let name = name.as_bytes();
+    &name[..name.len().min(PARTIAL_NAME_MAX)]
+}
+
 fn partial_name(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| Error::refused(format!("{} is no file name", path.display())))?;
-    // The kubelet's names can be so long that nothing fits behind them.
-    let name = name.as_bytes();
-    let mut partial = OsStr::from_bytes(&name[..name.len().min(PARTIAL_NAME_MAX)]).to_os_string();
+    let mut partial = OsStr::from_bytes(beginning(name)).to_os_string();
     partial.push(format!(".{}.partial", &stasis_sys::file::random_id()[..RANDOM_DIGITS]));
     Ok(path.with_file_name(partial))
 }

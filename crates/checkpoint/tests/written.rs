@@ -14,7 +14,7 @@ use common::{IMAGE_ID, gzip, tar};
 use serde_json::{Value, json};
 use stasis_checkpoint::{
     ArchiveWriter, ContainerDescription, Dialect, EngineFacts, ImageDescription, Member, MountDescription,
-    PodDescription, Profile, image_from_archive, inspect, marker, read_metadata,
+    PodDescription, Profile, image_from_archive, inspect, is_partial, marker, read_metadata,
 };
 
 fn description() -> ContainerDescription {
@@ -77,6 +77,12 @@ fn archive(dir: &Path, profile: Profile) -> std::path::PathBuf {
     writer.write_all(&[2; 5904]).unwrap();
     let partial = names(dir).into_iter().find(|name| name.ends_with(".partial")).unwrap();
     assert!(partial.starts_with("checkpoint-pod_ns-ctr-2026-01-02T03:04:05+01:00.tar."), "{partial}");
+    let name = path.file_name().unwrap();
+    assert!(is_partial(partial.as_ref(), name) && !is_partial(name, name));
+    for other in ["checkpoint-pod_ns-ctr-2026-01-02T03:04:05+01:00.tar2", "checkpoint"] {
+        assert!(!is_partial(partial.as_ref(), other.as_ref()), "{other}");
+    }
+    assert!(!is_partial("a-partial-copy.tar".as_ref(), "a".as_ref()), "somebody else's file");
     let size = writer.finish().unwrap();
     assert_eq!(fs::metadata(&path).unwrap().len(), size.bytes);
     path

@@ -18,10 +18,11 @@ pub use digest::Digest;
 pub use error::{Error, Result};
 pub use writer::Writer;
 
+use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Bytes hashed or copied at once: large enough that system calls do not count, small enough for the second-level cache.
@@ -67,21 +68,19 @@ impl Content {
         stasis_sys::file::sync_dir(&self.blobs).map_err(Error::io("flushing", &self.blobs))
     }
 
-    /// Takes over the file `path` as a blob without copying it, if it is on the same file system, else by a copy. From
-    /// then on nobody may change the file; its owner may remove its own name for it. `expected` is compared as in
-    /// [`Writer::commit`].
-    pub fn adopt(&self, path: &Path, expected: Option<&Digest>) -> Result<(Digest, u64)> {
-        let linked = self.ingest.join(stasis_sys::file::random_id());
-        match fs::hard_link(path, &linked) {
-            Ok(()) => Writer::over(linked, self.blobs.clone())?.commit(expected, None),
-            Err(error) if matches!(error.kind(), io::ErrorKind::CrossesDevices | io::ErrorKind::TooManyLinks) => {
-                let mut source = File::open(path).map_err(Error::io("opening", path))?;
-                let mut writer = self.writer()?;
-                io::copy(&mut source, &mut writer).map_err(Error::io("copying", path))?;
-                writer.commit(expected, None)
-            }
-            Err(error) => Err(Error::io("taking over", path)(error)),
+    /// Copies the file `path` into a blob; a link is not followed. `expected` is compared as in [`Writer::commit`].
+    ///
+    /// A hard link would be cheaper, and wrong: whoever may write the file could change the blob under its digest.
+    pub fn add_file(&self, path: &Path, expected: Option<&Digest>) -> Result<(Digest, u64)> {
+        let mut options = fs::OpenOptions::new();
+        options.read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
+        let mut source = options.open(path).map_err(Error::io("opening", path))?;
+        if !source.metadata().map_err(Error::io("examining", path))?.is_file() {
+            return Err(Error::io("opening", path)(io::Error::other("it is no regular file")));
         }
+        let mut writer = self.writer()?;
+        io::copy(&mut source, &mut writer).map_err(Error::io("copying", path))?;
+        writer.commit(expected, None)
     }
 
     /// Opens a blob for reading. Its bytes were verified when it was stored, not now.

@@ -97,27 +97,26 @@ fn a_blob_that_changed_on_disk_is_not_believed() {
 }
 
 #[test]
-fn a_file_is_adopted_without_a_copy_on_the_same_file_system() {
-    use std::os::unix::fs::MetadataExt;
+fn a_file_becomes_a_blob_that_nobody_can_change_any_more() {
     let store = Store::new();
     let path = store.root.path().join("file");
     fs::write(&path, b"abc").unwrap();
-    let (digest, size) = store.content.adopt(&path, None).unwrap();
+    let (digest, size) = store.content.add_file(&path, None).unwrap();
     assert_eq!((size, &digest), (3, &Digest::of(b"abc")));
-    assert_eq!(fs::metadata(&path).unwrap().ino(), fs::metadata(store.content.path(&digest)).unwrap().ino());
-    assert!(matches!(store.content.adopt(&path, Some(&Digest::of(b"x"))), Err(Error::Digest { .. })));
+    fs::write(&path, b"xyz").unwrap();
+    assert_eq!(store.content.read(&digest, 10).unwrap(), b"abc");
+    assert!(matches!(store.content.add_file(&path, Some(&Digest::of(b"abc"))), Err(Error::Digest { .. })));
     assert_eq!(store.ingest_count(), 0);
-    assert!(path.exists());
 }
 
 #[test]
-fn a_file_of_another_file_system_is_copied() {
+fn a_link_is_not_taken_for_a_file() {
     let store = Store::new();
-    let elsewhere =
-        tempfile::NamedTempFile::new_in("/dev/shm").expect("this test needs a second file system, /dev/shm");
-    elsewhere.as_file().write_all(b"abc").unwrap();
-    let (digest, _) = store.content.adopt(elsewhere.path(), Some(&Digest::of(b"abc"))).unwrap();
-    assert_eq!(store.content.read(&digest, 10).unwrap(), b"abc");
+    let (path, link) = (store.root.path().join("file"), store.root.path().join("link"));
+    fs::write(&path, b"abc").unwrap();
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    assert!(store.content.add_file(&link, None).is_err());
+    assert!(store.content.add_file(store.root.path(), None).is_err());
     assert_eq!(store.ingest_count(), 0);
 }
 

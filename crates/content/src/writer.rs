@@ -2,7 +2,6 @@
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::read_through;
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -35,20 +34,6 @@ impl Writer {
         let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let file = created.map_err(Error::io("creating the blob", &path))?;
         Ok(Writer { file, hash: Sha256::new(), size: 0, unfinished: Unfinished(path), blobs })
-    }
-
-    /// Over a file that is complete already: reads and hashes it.
-    pub(crate) fn over(path: PathBuf, blobs: PathBuf) -> Result<Writer> {
-        let unfinished = Unfinished(path);
-        let path = &unfinished.0;
-        let mut file = File::open(path).map_err(Error::io("opening", path))?;
-        let (mut hash, mut size) = (Sha256::new(), 0);
-        let read = read_through(&mut file, |bytes| {
-            hash.update(bytes);
-            size += bytes.len() as u64;
-        });
-        read.map_err(Error::io("reading", path))?;
-        Ok(Writer { file, hash, size, unfinished, blobs })
     }
 
     /// How many bytes were written so far.

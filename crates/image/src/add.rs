@@ -138,8 +138,8 @@ impl Inner {
         let look = || File::open(&layer.file).and_then(|file| compression_of(&file));
         let compression = look().map_err(io_error(format!("read layer {path}")))?;
         report.whole("reading");
-        let adopted = self.content.adopt(&layer.file, None).map_err(content_error(format!("store layer {path}")))?;
-        let (digest, size) = (adopted.0.to_string(), adopted.1);
+        let added = self.content.add_file(&layer.file, None).map_err(content_error(format!("store layer {path}")))?;
+        let (digest, size) = (added.0.to_string(), added.1);
         let diff_id = match compression {
             Compression::None => digest.clone(),
             _ => self.diff_id(&digest)?,

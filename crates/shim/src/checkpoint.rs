@@ -358,10 +358,8 @@ async fn thaw(cgroup: &Cgroup) -> Result<(), Error> {
 fn remove_partial(archive: &Path) {
     let (Some(dir), Some(name)) = (archive.parent(), archive.file_name()) else { return };
     let Ok(entries) = fs::read_dir(dir) else { return };
-    let name = name.to_string_lossy();
     for entry in entries.flatten() {
-        let found = entry.file_name().to_string_lossy().into_owned();
-        if found.contains("partial") && found.trim_start_matches('.').starts_with(&*name) {
+        if stasis_checkpoint::is_partial(&entry.file_name(), name) {
             // What cannot be removed is at least not taken for an archive.
             let _ = fs::remove_file(entry.path());
         }

@@ -103,6 +103,7 @@ async fn run(shim: &Arc<Shim>, container: &Arc<Container>, images: &Path, work: 
     let pid = read_pid(&pid_file)?;
     container.adopt_init(shim, pid, Event::Started(pid))?;
     compare_namespaces(bundle, pid)?;
+    compare_root(bundle, pid)?;
     compare_profiles(container)?;
     if let Some(uts) = bundle.joined(Kind::Uts) {
         shim.sandbox.restore_hostname(uts)?;
@@ -181,6 +182,21 @@ fn compare_profiles(container: &Container) -> Result<(), Error> {
 /// The kernel shows `NAME (MODE)`, or `unconfined`.
 fn confined_by(label: &str, profile: &str) -> bool {
     label.trim_end().strip_prefix(profile).is_some_and(|rest| rest == " (enforce)" || rest == " (complain)")
+}
+
+/// Images that name CRIU's own mount namespace as the process's would leave it among the mounts of the host.
+fn compare_root(bundle: &Bundle, pid: i32) -> Result<(), Error> {
+    let rootfs = bundle.dir.join("rootfs");
+    // A file is the same by device and number, as a namespace is.
+    let same = namespace::is_same(Path::new(&format!("/proc/{pid}/root")), &rootfs);
+    match same.map_err(Error::io("comparing root directories after the restore"))? {
+        true => Ok(()),
+        false => Err(Error::Precondition(
+            "the checkpoint came up with another root directory than the container's and was killed: its images were \
+             tampered with"
+                .to_owned(),
+        )),
+    }
 }
 
 fn compare_namespaces(bundle: &Bundle, pid: i32) -> Result<(), Error> {

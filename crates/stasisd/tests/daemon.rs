@@ -256,8 +256,8 @@ async fn what_is_empty_is_empty_and_what_is_wrong_is_named() {
 async fn what_is_not_built_says_so() {
     let daemon = Daemon::start("");
     let mut runtime = RuntimeServiceClient::new(daemon.channel().await);
-    let error = runtime.attach(AttachRequest::default()).await.unwrap_err();
-    assert_eq!((error.code(), error.message()), (Code::Unimplemented, "method Attach not implemented"));
+    let error = runtime.checkpoint_pod(CheckpointPodRequest::default()).await.unwrap_err();
+    assert_eq!((error.code(), error.message()), (Code::Unimplemented, "method CheckpointPod not implemented"));
 }
 
 #[tokio::test]

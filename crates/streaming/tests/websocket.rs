@@ -42,13 +42,16 @@ impl Backend for Fake {
         let (stdin, mut input) = pipe::pipe().unwrap();
         let (mut output, stdout) = pipe::pipe().unwrap();
         let echo = Arc::clone(&self.0);
+        // A process whose input nobody has runs on.
+        let (stdin, held) = if streams.stdin { (Some(stdin), None) } else { (None, Some(stdin)) };
         tokio::spawn(async move {
+            let _held = held;
             tokio::io::copy(&mut input, &mut output).await.unwrap();
             drop(output);
             echo.ended.notify_one();
         });
         Ok(Session {
-            stdin: streams.stdin.then_some(stdin),
+            stdin,
             stdout: Some(stdout),
             stderr: None,
             detaches_with_stdin: false,

@@ -36,8 +36,9 @@ use crate::record::{ContainerRecord, now};
 use crate::sandbox::SANDBOX_RUNTIME;
 use crate::state::{Operation, admit};
 
-/// Directory of the archive's first members below the bundle, while a checkpoint is made.
-const MEMBERS: &str = "checkpoint-members";
+/// What the name of the directory of an archive's first members begins with, below the bundle, while a checkpoint is made.
+/// Each has its own: a worker whose daemon was killed may still read one.
+const MEMBERS: &str = "checkpoint-members-";
 /// How often the shim is asked how far it is: more often than anybody looks.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 /// Digits of a checkpoint's ID: enough to be unique on a node, and few enough to type.
@@ -103,6 +104,7 @@ impl Pods {
     /// `ResourceExhausted` without space; `Internal` with CRIU's diagnosis. After every error the container runs as
     /// before, and no part of an archive is left.
     pub async fn checkpoint_container(&self, options: CheckpointOptions) -> Result<CheckpointReport> {
+        self.container(&options.container_id)?;
         check_location(&options.location)?;
         let pods = self.clone();
         let report = self.checkpoint_detached(options, false).await?;
@@ -135,8 +137,9 @@ impl Pods {
                     container.id
                 ))
             })?;
-            let made = pods.checkpoint(&container, &options, digest).await;
-            let members = pods.bundle(&container.pod_id, &container.id).join(MEMBERS);
+            let members = format!("{MEMBERS}{}", stasis_sys::file::random_id());
+            let members = pods.bundle(&container.pod_id, &container.id).join(members);
+            let made = pods.checkpoint(&container, &options, digest, members.clone()).await;
             crate::pods::remove_tree(&members).await.doing(format_args!("remove {}", members.display()))?;
             pods.counters.checkpoint(&made);
             made.map_err(|error| error.context(format_args!("checkpoint of container {}", container.id)))
@@ -149,6 +152,7 @@ impl Pods {
         container: &Arc<Container>,
         options: &CheckpointOptions,
         digest: bool,
+        members: PathBuf,
     ) -> Result<CheckpointReport> {
         let started = Instant::now();
         self.allow_checkpoint()?;
@@ -172,8 +176,7 @@ impl Pods {
         }
         let turn = self.checkpoints.turn(self.timeout(options.timeout)).await?;
         let record = container.record().clone();
-        let members = self.bundle(&pod.id, &container.id).join(MEMBERS);
-        std::fs::create_dir_all(&members).doing(format_args!("make {}", members.display()))?;
+        std::fs::create_dir(&members).doing(format_args!("make {}", members.display()))?;
         self.describe(&record, &pod_config)?
             .write_members(&members, settings.profile)
             .map_err(|error| Error::internal(error.to_string()))?;

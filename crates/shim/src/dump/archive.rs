@@ -58,7 +58,10 @@ pub(crate) fn write(job: &Job, work: &Work, parts: Parts, space: &Space, stop: &
         contents.write(&member, &mut writer, &mut pace)?;
     }
     pace.step(0)?;
-    writer.finish().map_err(archive_error)
+    let sealed = writer.seal().map_err(archive_error)?;
+    // The caller may have been told meanwhile that the time is over: then there is no archive.
+    stop.check()?;
+    sealed.publish().map_err(archive_error)
 }
 
 fn form(job: &Job) -> Form {

@@ -252,12 +252,17 @@ const WORK_BYTES: u64 = 4 << 30;
 /// Priority of the worker and of CRIU until the thaw: nobody waits longer than a frozen container.
 const PRIORITY: i32 = -10;
 
+/// OOM score adjustment of the worker and of CRIU: a checkpoint that is given up costs less than a pod.
+const OOM_SCORE_ADJ: &str = "500";
+
 /// Moves the process to where the dump is taken, while it has one thread, and mounts its tmpfs.
 fn prepare(job: &Job) -> Result<(), ShimError> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |error: std::io::Error| internal(format!("cannot {what} for the checkpoint: {error}"))
     };
+    // The shim's own would spare this process and its gigabytes before every pod of the node. Raising it is always allowed.
+    let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
     // Where this is not allowed the freeze is longer, and nothing worse.
     let _ = setpriority_process(None, PRIORITY);
     process::become_subreaper().map_err(failed("become the parent of CRIU"))?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use stasis_cri_api::runtime::*;
-use stasis_e2e::{PATIENCE, Stage, check, shell};
+use stasis_e2e::{PATIENCE, Stage, check, counts_beyond, shell};
 use tonic::{Code, Streaming};
 use xtask::cri::{Container, Pod};
 use xtask::node::Setup;
@@ -23,7 +23,8 @@ fn events_tell_the_life_of_a_pod() {
         assert_eq!((created.container_event_type(), &created.container_id), (ContainerCreatedEvent, &pod.id));
         assert_eq!(next(&mut events).await?.container_event_type(), ContainerStartedEvent);
 
-        let container = stage.script(&pod, "main", "trap 'exit 3' TERM; while :; do sleep 0.1; done").await?;
+        let container =
+            stage.script(&pod, "main", "trap 'exit 3' TERM; echo count 1; while :; do sleep 0.1; done").await?;
         let expect = async |events: &mut Streaming<_>, what, state: ContainerState| {
             let event = next(events).await?;
             assert_eq!((event.container_event_type(), &event.container_id), (what, &container.id), "{event:?}");
@@ -41,6 +42,8 @@ fn events_tell_the_life_of_a_pod() {
         expect(&mut events, ContainerStartedEvent, ContainerState::ContainerRunning).await?;
         // A second reader hears what comes from now on.
         let mut late = stage.node.cri.runtime.get_container_events(GetEventsRequest {}).await?.into_inner();
+        // Only now does the first process of its namespace take the signal.
+        counts_beyond(&container, 0).await?;
         stage.node.cri.stop(&container, 30).await?;
         let stopped = expect(&mut events, ContainerStoppedEvent, ContainerState::ContainerExited).await?;
         assert_eq!(stopped.containers_statuses[0].exit_code, 3);

