@@ -192,8 +192,10 @@ mod tests {
         let path = |name: &str| dir.path().join(name);
         let shown = |text: String| text.replace(dir.path().to_str().unwrap(), "/dir");
         std::fs::write(path("file"), "").unwrap();
-        // A socket whose listener has gone.
-        drop(std::os::unix::net::UnixListener::bind(path("stale")).unwrap());
+        // A socket that nobody listens at. (A listener that is dropped may live on for a moment in a child that
+        // another test forks.)
+        let stale = tokio::net::UnixSocket::new_stream().unwrap();
+        stale.bind(path("stale")).unwrap();
         // A socket with somebody who speaks something else.
         let other = tokio::net::UnixListener::bind(path("other")).unwrap();
         let talker = tokio::spawn(async move {
