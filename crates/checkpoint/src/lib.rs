@@ -43,6 +43,6 @@ pub use json::parse as parse_json;
 pub use member::{Dialect, Member};
 pub use metadata::{ArchiveMetadata, read_metadata};
 pub use output::{Form, Written, Zstd};
-pub use restore::{RestoreSource, is_sure};
+pub use restore::RestoreSource;
 pub use schema::{BindMount, ConfigDump, ContainerStatus, InternalStatus};
 pub use writer::{ArchiveWriter, Sealed, is_partial};

@@ -15,6 +15,8 @@ pub const DELETED_FILES_MAX: u64 = 8 << 20;
 pub const EXTENDED_HEADERS_MAX: usize = 16;
 /// A container's log or CRIU's. The kubelet rotates at 10 MiB by default.
 pub const LOG_MAX: u64 = 4 << 30;
+/// Most of a container's log that is archived and carried over by a restore: the end of a longer one.
+pub const LOG_CARRIED_MAX: u64 = 256 << 20;
 /// One file, such as memory or a writable layer.
 pub const FILE_MAX: u64 = 1 << 40;
 /// The whole archive, uncompressed.

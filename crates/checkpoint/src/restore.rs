@@ -62,28 +62,6 @@ impl RestoreSource {
         self.dir.join(IMAGE_DIR)
     }
 
-    /// Names of the image that the container ran from, surest first: by digest or ID, then by name. An ID has the form
-    /// `sha256:…`. See [`is_sure`].
-    pub fn base_candidates(&self) -> Vec<String> {
-        let config = &self.metadata.config;
-        let names = [
-            &config.rootfs_image_ref,
-            &config.rootfs_image_id,
-            &config.rootfs_image_name,
-            &config.rootfs_image,
-            &config.raw_image_name,
-        ];
-        let mut candidates: Vec<String> = Vec::new();
-        for name in names.into_iter().filter(|name| !name.is_empty()) {
-            let is_id = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-            let candidate = if is_id { format!("sha256:{name}") } else { name.clone() };
-            if !candidates.contains(&candidate) {
-                candidates.push(candidate);
-            }
-        }
-        candidates
-    }
-
     /// Destinations of the mounts that came from outside the container, which a restore needs again; those that every
     /// runtime makes by itself are left out.
     pub fn external_mounts(&self) -> Vec<String> {
@@ -142,11 +120,6 @@ impl RestoreSource {
     fn root(&self) -> Result<Root> {
         Root::open(&self.dir).doing_to("open", &self.dir)
     }
-}
-
-/// Whether a name of an image means one image for ever. A tag does not: by now another image may have it.
-pub fn is_sure(name: &str) -> bool {
-    name.starts_with("sha256:") || name.contains("@sha256:")
 }
 
 fn is_bind(mount: &Value) -> bool {

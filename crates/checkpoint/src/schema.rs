@@ -190,3 +190,38 @@ pub struct BindMount {
 fn is_zero(number: &i64) -> bool {
     *number == 0
 }
+
+impl ConfigDump {
+    /// Names of the image that the container ran from. Where one of them means one image for ever, by digest or ID, only
+    /// such ones: another image may have its tag by now. An ID has the form `sha256:…`.
+    pub fn base_candidates(&self) -> Vec<String> {
+        let names = self.base_names();
+        let sure: Vec<String> = names.iter().filter(|name| is_sure(name)).cloned().collect();
+        if sure.is_empty() { names } else { sure }
+    }
+
+    /// All names of that image, for people: by digest or ID, then by name.
+    pub fn base_names(&self) -> Vec<String> {
+        let names = [
+            &self.rootfs_image_ref,
+            &self.rootfs_image_id,
+            &self.rootfs_image_name,
+            &self.rootfs_image,
+            &self.raw_image_name,
+        ];
+        let mut candidates: Vec<String> = Vec::new();
+        for name in names.into_iter().filter(|name| !name.is_empty()) {
+            let is_id = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let candidate = if is_id { format!("sha256:{name}") } else { name.clone() };
+            if !candidates.contains(&candidate) {
+                candidates.push(candidate);
+            }
+        }
+        candidates
+    }
+}
+
+/// Whether a name of an image means one image for ever.
+fn is_sure(name: &str) -> bool {
+    name.starts_with("sha256:") || name.contains("@sha256:")
+}

@@ -6,7 +6,7 @@ mod common;
 use std::io::Read;
 
 use common::{ID, IMAGE_ID, Members, containerd, cri_o, file, gzip, podman, tar, zstd};
-use stasis_checkpoint::{Dialect, RestoreSource, extract, inspect, inspect_dir, read_metadata};
+use stasis_checkpoint::{ConfigDump, Dialect, RestoreSource, extract, inspect, inspect_dir, read_metadata};
 
 fn check_read(members: &Members, dialect: Dialect) {
     let plain = tar(members);
@@ -61,14 +61,26 @@ fn source(members: &Members) -> (tempfile::TempDir, RestoreSource) {
 }
 
 #[test]
-fn base_images_come_surest_first() {
-    let expected = [format!("docker.io/library/counter@sha256:{IMAGE_ID}"), "docker.io/library/counter:1".to_owned()];
-    assert_eq!(source(&containerd()).1.base_candidates(), expected);
+fn the_base_image_is_named_by_digest_or_id_where_the_archive_has_one() {
+    let check = |members: &Members, sure: &str, others: &[&str]| {
+        let (_dir, source) = source(members);
+        let config = &source.metadata().config;
+        assert_eq!(config.base_candidates(), [sure]);
+        let names: Vec<String> = std::iter::once(sure).chain(others.iter().copied()).map(str::to_owned).collect();
+        assert_eq!(config.base_names(), names);
+    };
+    let by_digest = format!("docker.io/library/counter@sha256:{IMAGE_ID}");
+    check(&containerd(), &by_digest, &["docker.io/library/counter:1"]);
     let id = format!("sha256:{IMAGE_ID}");
-    let expected = [id.clone(), "localhost/counter:1".to_owned(), "counter:1".to_owned()];
-    assert_eq!(source(&cri_o()).1.base_candidates(), expected);
-    let expected = [id, "localhost/counter:1".to_owned(), "counter".to_owned()];
-    assert_eq!(source(&podman()).1.base_candidates(), expected);
+    check(&cri_o(), &id, &["localhost/counter:1", "counter:1"]);
+    check(&podman(), &id, &["localhost/counter:1", "counter"]);
+}
+
+#[test]
+fn without_digest_and_id_names_are_what_there_is() {
+    let config = ConfigDump { rootfs_image_name: "localhost/counter:1".into(), ..ConfigDump::default() };
+    assert_eq!(config.base_candidates(), ["localhost/counter:1"]);
+    assert!(ConfigDump::default().base_candidates().is_empty());
 }
 
 #[test]

@@ -58,10 +58,15 @@ impl Content {
         self.ingest.join(stasis_sys::file::random_id())
     }
 
+    /// Whether `path` is one of [`Content::unfinished_path`].
+    pub fn is_unfinished(&self, path: &Path) -> bool {
+        path.parent() == Some(&self.ingest)
+    }
+
     /// Makes the durable file at a path of [`Content::unfinished_path`] the blob `digest`. It is not read: whoever wrote it
     /// has hashed it.
     pub fn place(&self, path: &Path, digest: &Digest) -> Result<()> {
-        if path.parent() != Some(&self.ingest) {
+        if !self.is_unfinished(path) {
             return Err(Error::io("taking over", path)(io::ErrorKind::InvalidInput.into()));
         }
         fs::rename(path, self.path(digest)).map_err(Error::io("naming the blob", path))?;

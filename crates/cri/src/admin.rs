@@ -14,7 +14,7 @@ use tonic::{Request, Status, async_trait};
 
 use crate::progress::{self, Reports};
 use crate::request::{absolute, required};
-use crate::status::{from_checkpoint, from_image, from_pod, interrupted};
+use crate::status::{from_image, from_pod, interrupted};
 use crate::telemetry::Telemetry;
 use crate::{Answer, Parts, call};
 
@@ -52,7 +52,7 @@ impl Admin for AdminCalls {
         let PullImageRequest { reference, credentials } = request.into_inner();
         required(&reference, "reference")?;
         let images = self.0.images.clone();
-        progress::stream("PullImage", reference.clone(), |reports| async move {
+        progress::stream(self.0.pods.operation(), "PullImage", reference.clone(), |reports| async move {
             let pulled = images.pull(&reference, credentials.map(auth), image_reports(reports)).await;
             let image = pulled.map_err(from_image)?;
             Ok(done(result_of(&image)))
@@ -64,7 +64,7 @@ impl Admin for AdminCalls {
         let PushImageRequest { image, target, credentials } = request.into_inner();
         required(&image, "image")?;
         let images = self.0.images.clone();
-        progress::stream("PushImage", image.clone(), |reports| async move {
+        progress::stream(self.0.pods.operation(), "PushImage", image.clone(), |reports| async move {
             let target = Some(target.as_str()).filter(|target| !target.is_empty());
             let digest = images.push(&image, target, credentials.map(auth), image_reports(reports)).await;
             let digest = digest.map_err(from_image)?.to_string();
@@ -79,7 +79,7 @@ impl Admin for AdminCalls {
         let ImportImageRequest { path, reference } = request.into_inner();
         let archive = absolute(&path, "path")?.to_owned();
         let images = self.0.images.clone();
-        progress::stream("ImportImage", path, |reports| async move {
+        progress::stream(self.0.pods.operation(), "ImportImage", path, |reports| async move {
             let reference = Some(reference.as_str()).filter(|reference| !reference.is_empty());
             let imported = images.import(&archive, reference, image_reports(reports)).await;
             let imported = imported.map_err(from_image)?;
@@ -97,7 +97,7 @@ impl Admin for AdminCalls {
         required(&image, "image")?;
         let archive = absolute(&path, "path")?.to_owned();
         let images = self.0.images.clone();
-        progress::stream("ExportImage", image.clone(), |reports| async move {
+        progress::stream(self.0.pods.operation(), "ExportImage", image.clone(), |reports| async move {
             images.export(&image, &archive, image_reports(reports)).await.map_err(from_image)?;
             Ok(done(images.resolve(&image).map(|image| result_of(&image)).unwrap_or_default()))
         })
@@ -120,7 +120,7 @@ impl Admin for AdminCalls {
             return Err(Status::invalid_argument("push is set, and image is not: only images are pushed"));
         }
         let parts = Arc::clone(&self.0);
-        progress::stream("CreateCheckpoint", request.container.clone(), |reports| async move {
+        progress::stream(self.0.pods.operation(), "CreateCheckpoint", request.container.clone(), |reports| async move {
             parts.create_checkpoint(request, location, reports).await
         })
     }
@@ -193,7 +193,7 @@ impl Admin for AdminCalls {
         required(&reference, "reference")?;
         let archive = absolute(&path, "path")?.to_owned();
         let pods = self.0.pods.clone();
-        progress::stream("CheckpointToImage", path, |reports| async move {
+        progress::stream(self.0.pods.operation(), "CheckpointToImage", path, |reports| async move {
             let target = ImageTarget { reference, self_contained };
             let image = pods.image_of_archive(&archive, &target, image_reports(reports)).await.map_err(from_pod)?;
             Ok(done(result_of(&image)))
@@ -237,7 +237,7 @@ impl Parts {
             return Ok(checkpoint_done(report, None));
         }
         let target = ImageTarget { reference: reference.clone(), self_contained: request.self_contained };
-        let stored = self.pods.checkpoint_to_image(options, &target, blob_reports(reports.clone()));
+        let stored = self.pods.checkpoint_to_image(options, target, blob_reports(reports.clone()));
         let (report, image) = stored.await.map_err(from_pod)?;
         let mut result = result_of(&image);
         if push {
@@ -313,8 +313,8 @@ enum Place {
 impl Place {
     fn inspect(&self) -> Result<stasis_checkpoint::Inspection, Status> {
         match self {
-            Self::Archive(path) => stasis_checkpoint::inspect(open(path)?).map_err(from_checkpoint),
-            Self::Unpacked(dir) => stasis_checkpoint::inspect_dir(dir).map_err(from_checkpoint),
+            Self::Archive(path) => stasis_checkpoint::inspect(open(path)?).map_err(|error| from_pod(error.into())),
+            Self::Unpacked(dir) => stasis_checkpoint::inspect_dir(dir).map_err(|error| from_pod(error.into())),
         }
     }
 }

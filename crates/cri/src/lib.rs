@@ -27,7 +27,7 @@ mod streams;
 mod telemetry;
 
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 
 use stasis_cni::Cni;
 use stasis_cri_api::runtime::RuntimeHandler;
@@ -61,8 +61,6 @@ pub struct Parts {
     pub cni: Cni,
     /// Gives out the URLs of exec, attach and port-forward.
     pub streaming: Server,
-    /// Whether containers can be checkpointed here.
-    pub checkpoints: CheckpointSwitch,
     /// The runtime handlers with what each can do; the default one a second time, with an empty name.
     pub handlers: Vec<RuntimeHandler>,
     /// The daemon's version.
@@ -75,37 +73,6 @@ pub struct Parts {
 
 /// Looks at the node and says what it finds.
 pub type Doctor = Arc<dyn Fn() -> Vec<Finding> + Send + Sync>;
-
-/// Whether containers can be checkpointed on this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Checkpoints {
-    /// They can.
-    Available,
-    /// The configured level forbids it.
-    Forbidden,
-    /// CRIU is missing or not good enough; why.
-    Unavailable(String),
-}
-
-/// Whether containers can be checkpointed, where that may change. Cheap to clone; every clone is the same switch.
-#[derive(Clone, Debug)]
-pub struct CheckpointSwitch(Arc<RwLock<Checkpoints>>);
-
-impl CheckpointSwitch {
-    /// A switch that says so at first.
-    pub fn new(now: Checkpoints) -> Self {
-        Self(Arc::new(RwLock::new(now)))
-    }
-
-    /// From now on it says so.
-    pub fn set(&self, now: Checkpoints) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = now;
-    }
-
-    fn get(&self) -> Checkpoints {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
 
 impl fmt::Debug for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -40,8 +40,9 @@ impl<T> Reports<T> {
 }
 
 /// Runs `work` and answers with the stream of its reports; its result is the last message. A caller that goes away
-/// ends the work.
+/// ends the work, with which `operation` is dropped.
 pub(crate) fn stream<T, W>(
+    operation: impl Send + 'static,
     method: &'static str,
     object: String,
     work: impl FnOnce(Reports<T>) -> W,
@@ -53,6 +54,7 @@ where
     let (channel, stream) = mpsc::channel(BUFFER);
     let work = work(Reports { channel: channel.clone(), throttle: Arc::default() });
     tokio::spawn(async move {
+        let _operation = operation;
         let last = tokio::select! {
             last = call::change(method, &object, work) => last.map(Response::into_inner),
             () = channel.closed() => return,
@@ -102,7 +104,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_result_is_the_last_message_however_many_reports_were_dropped() {
-        let stream = stream("Test", String::new(), |reports| async move {
+        let stream = stream((), "Test", String::new(), |reports| async move {
             for number in 0..1000 {
                 reports.send("x", &number.to_string(), false, || number);
             }
@@ -115,7 +117,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_is_the_last_message() {
-        let stream = stream::<(), _>("Test", String::new(), |_| async { Err(Status::not_found("x")) });
+        let stream = stream::<(), _>((), "Test", String::new(), |_| async { Err(Status::not_found("x")) });
         let messages: Vec<_> = stream.unwrap().into_inner().collect().await;
         assert_eq!(messages.len(), 1);
         assert_eq!(messages[0].as_ref().unwrap_err().code(), tonic::Code::NotFound);
@@ -130,7 +132,7 @@ mod tests {
             }
         }
         let (sender, ended) = tokio::sync::oneshot::channel();
-        let stream = stream::<(), _>("Test", String::new(), |_| async move {
+        let stream = stream::<(), _>((), "Test", String::new(), |_| async move {
             let _ended = Ended(Some(sender));
             std::future::pending().await
         });

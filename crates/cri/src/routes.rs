@@ -66,8 +66,10 @@ impl Service<http::Request<Body>> for Routes {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let (call, span) = self.telemetry.begin(request.uri().path(), request.headers());
+        let operation = self.parts.pods.operation();
         let answer = self.route(request);
         let counted = async move {
+            let _operation = operation;
             let response = answer.await?;
             call.end(response.headers());
             Ok(response)

@@ -236,11 +236,11 @@ impl RuntimeService for Runtime {
                 options: BTreeMap::new(),
                 progress: None,
             };
-            status::refuse_checkpoint(&self.0.checkpoints, &id)?;
+            status::refuse_checkpoint(self.0.pods.checkpoints_possible(), &id)?;
             match image {
                 Some(reference) => {
                     let target = ImageTarget { reference: reference.to_owned(), self_contained: false };
-                    self.0.pods.checkpoint_to_image(options, &target, |_| {}).await.map(drop).map_err(from_pod)?;
+                    self.0.pods.checkpoint_to_image(options, target, |_| {}).await.map(drop).map_err(from_pod)?;
                 }
                 None => self.0.pods.checkpoint_container(options).await.map(drop).map_err(from_pod)?,
             }

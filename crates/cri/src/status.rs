@@ -1,11 +1,7 @@
 //! From errors to gRPC statuses: the one place where it is decided which failure has which code.
 
-use std::io::ErrorKind;
-
-use stasis_pod::Kind;
+use stasis_pod::{Checkpoints, Kind};
 use tonic::{Code, Status};
-
-use crate::{CheckpointSwitch, Checkpoints};
 
 /// The status of a failed operation on pods or containers.
 pub(crate) fn from_pod(error: stasis_pod::Error) -> Status {
@@ -52,21 +48,6 @@ pub(crate) fn from_streaming(error: stasis_streaming::Error) -> Status {
     Status::new(code, error.to_string())
 }
 
-/// The status of an archive that could not be read or turned into an image.
-pub(crate) fn from_checkpoint(error: stasis_checkpoint::Error) -> Status {
-    use stasis_checkpoint::Error;
-    let code = match &error {
-        Error::Refused(_) | Error::Malformed { .. } | Error::Missing(_) => Code::InvalidArgument,
-        Error::NoSpace { .. } => Code::ResourceExhausted,
-        Error::Io { source, .. } => match source.kind() {
-            ErrorKind::NotFound => Code::NotFound,
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Code::ResourceExhausted,
-            _ => Code::Internal,
-        },
-    };
-    Status::new(code, error.to_string())
-}
-
 /// The status of blocking work that panicked or was cut off by the end of the daemon.
 pub(crate) fn interrupted(error: tokio::task::JoinError) -> Status {
     Status::internal(format!("the operation ended abnormally: {error}"))
@@ -81,8 +62,8 @@ pub(crate) fn unbuilt(method: &str) -> Status {
 ///
 /// Code and text are those by which the kubelet's conformance test "Checkpoint Container" knows a node without the
 /// feature; the first text must be the end of the message, the second may be followed by more.
-pub(crate) fn refuse_checkpoint(switch: &CheckpointSwitch, container: &str) -> Result<(), Status> {
-    match switch.get() {
+pub(crate) fn refuse_checkpoint(possible: Checkpoints, container: &str) -> Result<(), Status> {
+    match possible {
         Checkpoints::Available => Ok(()),
         Checkpoints::Forbidden => {
             tracing::warn!(container, "checkpoints are off: `level` under [checkpoint] is \"none\"");
@@ -126,14 +107,13 @@ mod tests {
 
     #[test]
     fn a_node_without_checkpoints_says_so_in_the_words_of_the_kubelets_test() {
-        let switch = CheckpointSwitch::new;
-        assert!(refuse_checkpoint(&switch(Checkpoints::Available), "c").is_ok());
-        let forbidden = refuse_checkpoint(&switch(Checkpoints::Forbidden), "c").unwrap_err();
+        assert!(refuse_checkpoint(Checkpoints::Available, "c").is_ok());
+        let forbidden = refuse_checkpoint(Checkpoints::Forbidden, "c").unwrap_err();
         assert!(
             as_kubelet_reports(&forbidden)
                 .contains("(rpc error: code = Unknown desc = checkpoint/restore support not available)")
         );
-        let missing = refuse_checkpoint(&switch(Checkpoints::Unavailable("no criu in PATH".into())), "c").unwrap_err();
+        let missing = refuse_checkpoint(Checkpoints::Unavailable("no criu in PATH".into()), "c").unwrap_err();
         assert!(as_kubelet_reports(&missing).contains(
             "(rpc error: code = Unknown desc = CRIU binary not found or too old (<31600). Failed to checkpoint container"
         ));

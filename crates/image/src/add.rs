@@ -24,12 +24,11 @@ const COPY_BYTES: usize = 1 << 20;
 /// A layer to make an image of.
 #[derive(Debug, Clone)]
 pub struct NewLayer {
-    /// A tar, plain or compressed. On the file system of the store it is not copied but shared: it must not be changed from
-    /// then on; its own name may be removed.
+    /// A tar, plain or compressed. It is copied, but for a file at [`Images::new_layer_path`], which is moved.
     pub file: PathBuf,
     /// Its media type.
     pub media_type: String,
-    /// What is known of a durable file at [`Images::new_layer_path`]: it is moved, and not read again.
+    /// What is known of the file. A durable one at [`Images::new_layer_path`] is not read again.
     pub known: Option<KnownLayer>,
 }
 
@@ -126,12 +125,16 @@ impl Inner {
         self.assemble(parts, names, lease, report, &Source::Store).await
     }
 
-    /// Takes a layer file into the store, without a copy if it is on the same file system, and finds its diff ID. Blocks.
+    /// Takes a layer file into the store, and finds its diff ID unless that is known. Blocks.
     fn ingest_layer(&self, layer: &NewLayer, report: &Report) -> Result<(Blob, String)> {
         let path = layer.file.display();
         if let Some(known) = &layer.known {
-            let placed = self.content.place(&layer.file, &digest(&known.digest)?);
-            placed.map_err(content_error(format!("store layer {path}")))?;
+            let digest = digest(&known.digest)?;
+            let stored = match self.content.is_unfinished(&layer.file) {
+                true => self.content.place(&layer.file, &digest),
+                false => self.content.add_file(&layer.file, Some(&digest)).map(drop),
+            };
+            stored.map_err(content_error(format!("store layer {path}")))?;
             let media_type = layer.media_type.clone();
             return Ok((Blob { digest: known.digest.clone(), size: known.size, media_type }, known.diff_id.clone()));
         }

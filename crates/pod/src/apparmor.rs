@@ -62,11 +62,20 @@ pub(crate) fn parser() -> Option<PathBuf> {
     APPARMOR_PARSERS.into_iter().map(PathBuf::from).find(|path| path.is_file())
 }
 
+/// One at a time: containers that are made together would each load the default profile.
+static LOADING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Makes sure that `profile` can be applied: loads ours, and refuses another that is not loaded.
 ///
 /// # Errors
 /// `FailedPrecondition`, with what is missing and what to do.
-pub(crate) fn ensure(profile: &str) -> Result<()> {
+pub(crate) async fn ensure(profile: String) -> Result<()> {
+    let _one = LOADING.lock().await;
+    let ensured = tokio::task::spawn_blocking(move || ensure_now(&profile)).await;
+    ensured.unwrap_or_else(|error| Err(Error::internal(format!("loading a profile ended abnormally: {error}"))))
+}
+
+fn ensure_now(profile: &str) -> Result<()> {
     // Without that list the runtime is left to find out.
     let loaded = match stasis_sys::path::read_limited(Path::new(LOADED), LOADED_BYTES_MAX) {
         Ok(list) => has(&String::from_utf8_lossy(&list), profile),

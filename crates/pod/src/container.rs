@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use oci_spec::runtime::Spec;
 use stasis_cri_api::runtime::{
     self as cri, CgroupDriver, Container as ContainerEntry, ContainerConfig, ContainerEventType, ContainerFilter,
     ContainerResources, ContainerState, ContainerStatus, ContainerStatusResponse, ContainerUser, ImageSpec,
@@ -146,10 +147,12 @@ impl Pods {
             tokio::fs::create_dir_all(dir).await.doing(format_args!("make the log's directory {}", dir.display()))?;
         }
         let cgroups_path = self.cgroups_path(pod_config, &pod.id, id)?;
-        let text = self.spec(pod, id, &config, pod_config, &source.base, &cgroups_path)?;
-        let user = user_of(&text)?;
-        let path = bundle.join("config.json");
-        std::fs::write(&path, &text).doing(format_args!("write {}", path.display()))?;
+        let spec = self.spec(pod, id, &config, pod_config, &source.base, &cgroups_path)?;
+        if let Some(profile) = spec.process().as_ref().and_then(|process| process.apparmor_profile().clone()) {
+            apparmor::ensure(profile).await?;
+        }
+        let user = user_of(&spec);
+        write_spec(&bundle, &spec)?;
         let mut checkpoint = PathBuf::new();
         if let Some(restore) = &source.restore {
             let shm = self.pod_dir(&pod.id).join(stasis_shim_api::layout::SHM);
@@ -185,7 +188,7 @@ impl Pods {
         Ok(spec::cgroups_path(self.config.cgroup_driver, parent, id)?)
     }
 
-    /// The OCI spec of a container, as JSON.
+    /// The OCI spec of a container.
     pub(crate) fn spec(
         &self,
         pod: &Pod,
@@ -194,7 +197,7 @@ impl Pods {
         pod_config: &PodSandboxConfig,
         image: &Image,
         cgroups_path: &str,
-    ) -> Result<Vec<u8>> {
+    ) -> Result<Spec> {
         let passwd = self.images.read_rootfs_file(image, "/etc/passwd", spec::ACCOUNT_FILE_MAX as u64)?;
         let group = self.images.read_rootfs_file(image, "/etc/group", spec::ACCOUNT_FILE_MAX as u64)?;
         let dir = self.pod_dir(&pod.id);
@@ -221,11 +224,7 @@ impl Pods {
             host: &self.host,
             privileged_without_host_devices: false,
         };
-        let spec = spec::container_spec(&input)?;
-        if let Some(profile) = spec.process().as_ref().and_then(|process| process.apparmor_profile().as_deref()) {
-            apparmor::ensure(profile)?;
-        }
-        serde_json::to_vec(&spec).map_err(|error| Error::internal(format!("cannot write the OCI spec: {error}")))
+        Ok(spec::container_spec(&input)?)
     }
 
     /// Runs a created container: CRI StartContainer.
@@ -581,32 +580,22 @@ fn stop_signal(config: &ContainerConfig, image: &Image) -> u32 {
     named.and_then(|name| signal::number(&name)).unwrap_or(0)
 }
 
-/// The identity with which the first process begins, out of an OCI spec.
-fn user_of(spec: &[u8]) -> Result<LinuxContainerUser> {
-    #[derive(serde::Deserialize)]
-    struct Spec {
-        process: Process,
+/// Puts the OCI spec of a container into its bundle.
+pub(crate) fn write_spec(bundle: &Path, spec: &Spec) -> Result<()> {
+    let text = serde_json::to_vec(spec);
+    let text = text.map_err(|error| Error::internal(format!("cannot write the OCI spec: {error}")))?;
+    let path = bundle.join("config.json");
+    std::fs::write(&path, text).doing(format_args!("write {}", path.display()))
+}
+
+/// The identity with which the first process begins.
+fn user_of(spec: &Spec) -> LinuxContainerUser {
+    let user = spec.process().as_ref().map(|process| process.user().clone()).unwrap_or_default();
+    LinuxContainerUser {
+        uid: user.uid().into(),
+        gid: user.gid().into(),
+        supplemental_groups: user.additional_gids().iter().flatten().map(|gid| i64::from(*gid)).collect(),
     }
-    #[derive(serde::Deserialize)]
-    struct Process {
-        user: User,
-    }
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct User {
-        uid: u32,
-        gid: u32,
-        #[serde(default)]
-        additional_gids: Vec<u32>,
-    }
-    let spec: Spec = serde_json::from_slice(spec)
-        .map_err(|error| Error::internal(format!("the OCI spec names no user: {error}")))?;
-    let User { uid, gid, additional_gids } = spec.process.user;
-    Ok(LinuxContainerUser {
-        uid: uid.into(),
-        gid: gid.into(),
-        supplemental_groups: additional_gids.into_iter().map(Into::into).collect(),
-    })
 }
 
 /// What status answers call the image: a repository digest where there is one, else its ID.

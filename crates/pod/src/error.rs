@@ -147,6 +147,19 @@ impl From<stasis_cni::Error> for Error {
     }
 }
 
+impl From<stasis_checkpoint::Error> for Error {
+    fn from(error: stasis_checkpoint::Error) -> Self {
+        use stasis_checkpoint::Error as Archive;
+        let kind = match &error {
+            Archive::Refused(_) | Archive::Malformed { .. } | Archive::Missing(_) => Kind::InvalidArgument,
+            Archive::NoSpace { .. } => Kind::ResourceExhausted,
+            Archive::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Kind::NotFound,
+            Archive::Io { source, .. } => kind_of(source),
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
 impl From<crate::spec::SpecError> for Error {
     fn from(error: crate::spec::SpecError) -> Self {
         use crate::spec::SpecError;

@@ -55,6 +55,6 @@ pub use checkpoint::{
 };
 pub use error::{Error, Kind, Result};
 pub use events::EventReader;
-pub use pods::{Config, Handler, Pods, Policy, RestoreLevel};
+pub use pods::{Checkpoints, Config, Handler, Operation, Pods, Policy, RestoreLevel};
 pub use stasis_task::Streams;
 pub use stream::{Control, Session};

@@ -53,10 +53,11 @@ impl Counters {
 impl Pods {
     /// Writes the metrics of pods, containers, checkpoints and restores.
     pub fn write_metrics(&self, text: &mut Text) {
-        let ready = self.pods.all().iter().filter(|pod| pod.record().ready).count();
+        let pods = self.pods.all();
+        let ready = pods.iter().filter(|pod| pod.record().ready).count();
         text.family("stasis_pods", Kind::Gauge, "Pod sandboxes by state.");
         text.sample(&[("state", "ready")], ready as u64);
-        text.sample(&[("state", "not_ready")], (self.pods.all().len() - ready) as u64);
+        text.sample(&[("state", "not_ready")], (pods.len() - ready) as u64);
         let containers = self.containers.all();
         text.family("stasis_containers", Kind::Gauge, "Containers by state.");
         for (phase, state) in [(Phase::Created, "created"), (Phase::Running, "running"), (Phase::Exited, "exited")] {

@@ -53,6 +53,8 @@ pub struct Policy {
     pub archive_dirs: Vec<PathBuf>,
     /// Longest time that a checkpoint may take, and what applies if the caller sets no time.
     pub checkpoint_timeout_max: Duration,
+    /// Why checkpoints cannot be made on this node, if so.
+    pub checkpoint_unavailable: Option<String>,
 }
 
 /// What the engine is configured with.
@@ -76,8 +78,17 @@ pub struct Config {
     pub checkpoint_retention: Retention,
     /// What makes checkpoints here, for the annotations of checkpoint images.
     pub engine_facts: stasis_checkpoint::EngineFacts,
-    /// Why checkpoints cannot be made on this node, if so.
-    pub checkpoint_unavailable: Option<String>,
+}
+
+/// Whether containers can be checkpointed on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Checkpoints {
+    /// They can.
+    Available,
+    /// The configured level forbids it.
+    Forbidden,
+    /// CRIU is missing or not good enough; why.
+    Unavailable(String),
 }
 
 /// The engine. Cheap to clone; every clone is the same engine.
@@ -107,7 +118,7 @@ pub struct Inner {
     pub(crate) counters: Counters,
     /// Tells what happens.
     pub(crate) events: Events,
-    /// How many operations run that change something.
+    /// How many calls and operations run.
     operations: tokio::sync::watch::Sender<usize>,
     /// Hears the events of foreign shims for as long as the engine lives: nobody else needs them, but a shim that is not
     /// heard tries for seconds.
@@ -427,6 +438,16 @@ impl Pods {
         Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Whether containers can be checkpointed now.
+    pub fn checkpoints_possible(&self) -> Checkpoints {
+        let policy = self.policy();
+        match (policy.restore_level, &policy.checkpoint_unavailable) {
+            (RestoreLevel::None, _) => Checkpoints::Forbidden,
+            (_, Some(why)) => Checkpoints::Unavailable(why.clone()),
+            (_, None) => Checkpoints::Available,
+        }
+    }
+
     /// Gives other rights over checkpoints, for the operations that begin from now on.
     pub fn set_policy(&self, policy: Policy) {
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
@@ -443,7 +464,7 @@ impl Pods {
         &self,
         operation: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let running = Running::begin(self);
+        let running = self.operation();
         let operation = async move {
             let _running = running;
             operation.await
@@ -458,13 +479,19 @@ impl Pods {
         self.store.failure().await;
     }
 
-    /// Waits until no operation runs that changes something: for the end of the daemon, once no calls come in any more.
+    /// Counts a call, or work on images that a call began, as an operation.
+    pub fn operation(&self) -> Operation {
+        self.operations.send_modify(|running| *running += 1);
+        Operation(self.clone())
+    }
+
+    /// Waits until no operation runs: for the end of the daemon, once no calls come in any more.
     pub async fn drained(&self) {
         // An error means that the engine is gone, and its operations with it.
         let _ = self.operations.subscribe().wait_for(|running| *running == 0).await;
     }
 
-    /// How many operations run that change something.
+    /// How many calls and operations run.
     pub(crate) fn running_operations(&self) -> usize {
         *self.operations.borrow()
     }
@@ -506,17 +533,11 @@ impl Pods {
     }
 }
 
-/// An operation that runs, counted until it is dropped.
-struct Running(Pods);
+/// Something that runs for a caller, counted until it is dropped: the end of the daemon waits for it.
+#[derive(Debug)]
+pub struct Operation(Pods);
 
-impl Running {
-    fn begin(pods: &Pods) -> Self {
-        pods.operations.send_modify(|running| *running += 1);
-        Self(pods.clone())
-    }
-}
-
-impl Drop for Running {
+impl Drop for Operation {
     fn drop(&mut self) {
         self.0.operations.send_modify(|running| *running -= 1);
     }

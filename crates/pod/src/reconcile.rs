@@ -19,12 +19,12 @@ use stasis_task::{Sandbox, Status, Task};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::container::{container_name, discard_task};
+use crate::container::{container_name, discard_task, write_spec};
 use crate::error::{IoContext as _, Result};
 use crate::pods::{Container, Pod, Pods};
 use crate::record::{ContainerRecord, Phase, nanoseconds, now};
 use crate::sandbox::pod_name;
-use crate::state::{Event, UNKNOWN_CODE, apply};
+use crate::state::{Event, UNKNOWN_CODE};
 
 /// How long the start waits for shims that do not answer. One that is slow, as its disk is, may have a pod that runs well;
 /// it is asked again in the background.
@@ -141,7 +141,7 @@ impl Pods {
             (Phase::Running, None) => {
                 self.end_without_shim(container).await;
                 let event = Event::Lost { message: "its shim was gone when the daemon started".into(), at: now() };
-                container.update(&self.store, |record| apply(record, event)).await?;
+                self.record_exit(container, event).await;
             }
             (_, Some(task)) => {
                 if let Err(error) = discard_task(&*task).await {
@@ -168,10 +168,10 @@ impl Pods {
             return Ok(());
         };
         let (config, pod_config) = (record.config.unwrap_or_default(), pod.record().config.clone().unwrap_or_default());
-        let text = self.spec(pod, &container.id, &config, &pod_config, &image, &record.cgroups_path)?;
+        let spec = self.spec(pod, &container.id, &config, &pod_config, &image, &record.cgroups_path)?;
         let bundle = self.bundle(&pod.id, &container.id);
         std::fs::create_dir_all(&bundle).doing(format_args!("make the bundle {}", bundle.display()))?;
-        std::fs::write(&path, text).doing(format_args!("write {}", path.display()))
+        write_spec(&bundle, &spec)
     }
 
     async fn find_running(&self, container: Arc<Container>, task: Arc<dyn Task>) {

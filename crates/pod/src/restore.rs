@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
-use stasis_checkpoint::{RestoreSource, is_sure};
+use stasis_checkpoint::{RestoreSource, limits};
 use stasis_cri_api::runtime::ContainerConfig;
 use stasis_image::{Image, Images};
 use stasis_snapshot::Limits;
@@ -19,10 +19,8 @@ use tracing::{info, warn};
 
 use crate::container::Source;
 use crate::error::{Error, IoContext as _, Kind, Result};
-use crate::pods::{Pods, RestoreLevel, remove_tree};
+use crate::pods::{Pods, RestoreLevel, blocking, remove_tree};
 
-/// Largest log that is carried over. The kubelet rotates at 10 MiB by default.
-const LOG_MAX: u64 = 256 * 1024 * 1024;
 /// Most that is put into a pod's `/dev/shm`; the tmpfs itself allows less.
 const SHM_MAX: u64 = 64 << 30;
 /// Suffix of the snapshot that keeps a checkpoint image's layer while a container waits for its start.
@@ -54,10 +52,8 @@ impl Pods {
         let archive = self.open_archive(path)?;
         let dir = self.extracted(id);
         let target = dir.clone();
-        let extracted = tokio::task::spawn_blocking(move || stasis_checkpoint::extract(archive, &target)).await;
-        extracted
-            .map_err(|error| Error::internal(format!("reading {name} ended abnormally: {error}")))?
-            .map_err(|error| Error::invalid(format!("cannot restore from {name}: {error}")))?;
+        let extracted = blocking(move || Ok(stasis_checkpoint::extract(archive, &target))).await;
+        extracted.doing(format_args!("read {name}"))?.map_err(|error| refused(error, &name))?;
         let source = open(&dir, &name)?;
         let base = self.base(&source, &name, None)?;
         Ok(Source { image_id: String::new(), base, restore: Some(Restore { source, name }) })
@@ -117,10 +113,8 @@ impl Pods {
     ///
     /// `itself` is the checkpoint image, which may bring its base along.
     fn base(&self, source: &RestoreSource, name: &str, itself: Option<&Image>) -> Result<Arc<Image>> {
-        let candidates = source.base_candidates();
-        let sure = candidates.iter().any(|name| is_sure(name));
-        let mut usable = candidates.iter().filter(|name| !sure || is_sure(name));
-        let base = usable.find_map(|candidate| self.images.resolve(candidate));
+        let config = &source.metadata().config;
+        let base = config.base_candidates().iter().find_map(|candidate| self.images.resolve(candidate));
         // A container that came out of a self-contained checkpoint image stands on the layers below that checkpoint.
         let base = base.and_then(|image| match self.images.checkpoint_dir(&image) {
             Some(_) => self.images.base_of(&image),
@@ -128,10 +122,11 @@ impl Pods {
         });
         base.or_else(|| self.images.base_of(itself?)).ok_or_else(|| {
             // People pull by name; the ID says which of the images of that name it must be.
-            let (ids, names): (Vec<_>, Vec<_>) = candidates.iter().partition(|name| name.starts_with("sha256:"));
+            let (ids, names): (Vec<_>, Vec<_>) =
+                config.base_names().into_iter().partition(|name| name.starts_with("sha256:"));
             let image = match (names.first(), ids.first()) {
                 (Some(name), Some(id)) => format!("{name} ({id})"),
-                (Some(only), None) | (None, Some(only)) => (*only).clone(),
+                (Some(only), None) | (None, Some(only)) => only.clone(),
                 (None, None) => "an image that it does not name".to_owned(),
             };
             Error::precondition(format!(
@@ -196,23 +191,22 @@ impl Restore {
         let (images, id, log) = (images.clone(), id.to_owned(), log.map(Path::to_owned));
         let shm = shm.to_owned();
         let work = move || {
-            let refused =
-                |error: &dyn std::fmt::Display| Error::invalid(format!("cannot restore from {name}: {error}"));
-            if let Some(layer) = source.open_layer().map_err(|error| refused(&error))? {
+            if let Some(layer) = source.open_layer().map_err(|error| refused(error, &name))? {
                 images.apply_diff(&id, layer)?;
             }
             // After the layer, as CRI-O and podman do it: a file may be in both.
-            let deleted = source.deleted_files().map_err(|error| refused(&error))?;
+            let deleted = source.deleted_files().map_err(|error| refused(error, &name))?;
             if !deleted.is_empty() {
                 images.delete_paths(&id, &deleted)?;
             }
-            if let Some(content) = source.open_dev_shm().map_err(|error| refused(&error))?
+            if let Some(content) = source.open_dev_shm().map_err(|error| refused(error, &name))?
                 && shm.is_dir()
             {
                 let limits = Limits { bytes: SHM_MAX, ..Limits::LAYER };
-                stasis_snapshot::apply_diff(&shm, content, limits).map_err(|error| refused(&error))?;
+                let applied = stasis_snapshot::apply_diff(&shm, content, limits);
+                applied.map_err(|error| Error::invalid(format!("cannot restore from {name}: {error}")))?;
             }
-            match (source.open_log().map_err(|error| refused(&error))?, log) {
+            match (source.open_log().map_err(|error| refused(error, &name))?, log) {
                 (Some(old), Some(new)) => carry_log(old, &new),
                 _ => Ok(()),
             }
@@ -229,11 +223,15 @@ impl Restore {
 }
 
 fn open(dir: &Path, name: &str) -> Result<RestoreSource> {
-    RestoreSource::open(dir).map_err(|error| Error::invalid(format!("cannot restore from {name}: {error}")))
+    RestoreSource::open(dir).map_err(|error| refused(error, name))
+}
+
+fn refused(error: stasis_checkpoint::Error, name: &str) -> Error {
+    Error::from(error).context(format_args!("cannot restore from {name}"))
 }
 
 /// Copies the log so far to the log of the request, which continues it. A log that has lines already is kept.
-fn carry_log(old: File, new: &Path) -> Result<()> {
+fn carry_log(mut old: File, new: &Path) -> Result<()> {
     let doing = format!("carry the log over to {}", new.display());
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::open(new, flags, Mode::from_raw_mode(0o640)).map_err(std::io::Error::from).doing(&doing)?;
@@ -242,11 +240,9 @@ fn carry_log(old: File, new: &Path) -> Result<()> {
     if !facts.is_file() || facts.len() > 0 {
         return Ok(());
     }
-    let size = old.metadata().doing(&doing)?.len();
-    if size > LOG_MAX {
-        return Err(Error::invalid(format!("cannot {doing}: it has {size} bytes, the limit is {LOG_MAX}")));
-    }
-    std::io::copy(&mut old.take(LOG_MAX), &mut file).doing(&doing)?;
+    let length = old.metadata().doing(&doing)?.len();
+    let length = stasis_sys::file::seek_to_last_lines(&mut old, length, limits::LOG_CARRIED_MAX).doing(&doing)?;
+    std::io::copy(&mut old.take(length), &mut file).doing(&doing)?;
     file.flush().doing(&doing)
 }
 

@@ -24,7 +24,7 @@ impl Pods {
         let container = self.container(id)?;
         let pods = self.clone();
         self.detached(async move {
-            let _operation = container.operation.lock().await;
+            let _turn = container.turn().await?;
             let updated = pods.update_container(&container, &wanted).await;
             updated.map_err(|error| error.context(format_args!("update of container {}", container.id)))
         })
@@ -64,7 +64,7 @@ impl Pods {
             limits["devices"] = devices.take();
         }
         *place = limits;
-        stasis_sys::file::write_atomic(&path, spec.to_string().as_bytes(), 0o600)
+        stasis_sys::file::write_volatile(&path, spec.to_string().as_bytes(), 0o600)
             .doing(format_args!("write {}", path.display()))
     }
 
@@ -83,6 +83,8 @@ impl Pods {
         let pods = self.clone();
         self.detached(async move {
             let _operation = pod.operation.lock().await;
+            // It may have been removed meanwhile, and its record must not come back.
+            let pod = pods.pod(&pod.id)?;
             pod.update(&pods.store, |record| {
                 let linux = record.config.get_or_insert_default().linux.get_or_insert_default();
                 linux.overhead = overhead.or(linux.overhead.take());

@@ -185,8 +185,6 @@ pub struct Tree {
     pub member: String,
     /// The directory.
     pub dir: PathBuf,
-    /// Whether the member is left out if the directory is empty.
-    pub skip_empty: bool,
 }
 
 /// A checkpoint of one running container into one archive.
@@ -216,8 +214,8 @@ pub struct CheckpointRequest {
     /// Directories that are copied along, such as the pod's `/dev/shm` and volumes.
     #[serde(default)]
     pub trees: Vec<Tree>,
-    /// Most memory that may be reserved for the pages, in bytes; what is beyond goes to the disk. None for a share of what
-    /// is free.
+    /// Most memory that may be reserved for the pages, in bytes; what is beyond goes to the disk. Never more than a quarter
+    /// of what is free, which is the bound if this is none.
     #[serde(default)]
     pub buffer_max: Option<u64>,
     /// Bytes that must stay free where the archive goes.

@@ -6,7 +6,6 @@
 //! so afterwards they are compared with the container's configuration, and a difference is the container's end.
 
 use std::fs;
-use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -131,18 +130,9 @@ pub(crate) fn surroundings(bundle: &Bundle) -> Result<Setup, Error> {
 /// Adds to the OCI runtime's words what CRIU's log says.
 pub(crate) fn explain(runtime: stasis_oci_runtime::Error, log: &Path) -> Error {
     // Without a log CRIU never ran.
-    let Ok(text) = read_tail(log) else { return runtime.into() };
+    let Ok(text) = stasis_sys::path::read_tail(log, LOG_TAIL) else { return runtime.into() };
     let diagnosis = diagnose(&String::from_utf8_lossy(&text));
     Error::Criu { runtime, diagnosis: format!("{diagnosis}; the log of CRIU is {}", log.display()) }
-}
-
-fn read_tail(log: &Path) -> std::io::Result<Vec<u8>> {
-    let mut file = fs::File::open(log)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
-    let mut text = Vec::new();
-    file.take(LOG_TAIL).read_to_end(&mut text)?;
-    Ok(text)
 }
 
 /// Comes to an end when CRIU does not.

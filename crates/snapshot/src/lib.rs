@@ -34,7 +34,7 @@ pub use diff::{DiffStats, write_diff, write_diff_filtered};
 pub use error::{Error, Result};
 pub use limits::Limits;
 pub use store::Snapshots;
-pub use tree::Usage;
+pub use tree::{Usage, apparent_bytes};
 
 /// What an unpacked layer takes on disk.
 pub type LayerStats = Usage;

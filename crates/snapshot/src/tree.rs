@@ -58,10 +58,40 @@ struct Waiting {
 
 /// Measures the tree at `path`, which may change meanwhile.
 pub(crate) fn usage(path: &Path) -> Result<Usage> {
+    let mut usage = Usage::default();
+    each_inode(path, |stat| {
+        usage.inodes += 1;
+        usage.bytes += stat.st_blocks.unsigned_abs() * 512;
+    })?;
+    Ok(usage)
+}
+
+/// The lengths of all regular files of the tree at `path`, holes included: what a copy of their bytes takes. The tree may
+/// change meanwhile.
+///
+/// # Errors
+/// If the tree cannot be read.
+pub fn apparent_bytes(path: &Path) -> Result<u64> {
+    let mut bytes = 0u64;
+    each_inode(path, |stat| {
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+            bytes = bytes.saturating_add(stat.st_size.unsigned_abs());
+        }
+    })?;
+    Ok(bytes)
+}
+
+/// Calls `visit` once for each inode of the tree at `path`, its root included. The tree may change meanwhile.
+fn each_inode(path: &Path, mut visit: impl FnMut(&Stat)) -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = openat(CWD, path, flags, Mode::empty()).doing("opening", path)?;
-    let mut usage = Usage::default();
     let mut linked = HashSet::new();
+    let mut count = |stat: &Stat| {
+        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if is_directory || stat.st_nlink == 1 || linked.insert((stat.st_dev, stat.st_ino)) {
+            visit(stat);
+        }
+    };
     let mut pending = vec![Waiting { start: Rc::new(root), rel: PathBuf::new() }];
     while let Some(Waiting { mut start, mut rel }) = pending.pop() {
         let dir = match open_dir(start.as_fd(), &rel) {
@@ -69,12 +99,12 @@ pub(crate) fn usage(path: &Path) -> Result<Usage> {
             Err(error) if is_gone(&error) && !rel.as_os_str().is_empty() => continue,
             dir => dir.doing("measuring", path)?,
         };
-        usage.count(&fstat(&dir).doing("measuring", path)?, &mut linked);
+        count(&fstat(&dir).doing("measuring", path)?);
         let names = list(&dir).doing("measuring", path)?;
         for (name, _) in names.iter().filter(|(_, file_type)| *file_type != FileType::Directory) {
             match statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Err(Errno::NOENT) => {}
-                stat => usage.count(&stat.doing("measuring", path)?, &mut linked),
+                stat => count(&stat.doing("measuring", path)?),
             }
         }
         if rel.as_os_str().len() > DEEP_BYTES {
@@ -84,17 +114,7 @@ pub(crate) fn usage(path: &Path) -> Result<Usage> {
             pending.push(Waiting { start: start.clone(), rel: rel.join(name) });
         }
     }
-    Ok(usage)
-}
-
-impl Usage {
-    fn count(&mut self, stat: &Stat, linked: &mut HashSet<(u64, u64)>) {
-        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        if is_directory || stat.st_nlink == 1 || linked.insert((stat.st_dev, stat.st_ino)) {
-            self.inodes += 1;
-            self.bytes += stat.st_blocks.unsigned_abs() * 512;
-        }
-    }
+    Ok(())
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -182,5 +202,7 @@ mod tests {
         let measured = usage(scratch.path()).unwrap();
         assert_eq!(measured.inodes, 3);
         assert!(measured.bytes >= 8192 && measured.bytes < 8192 * 4, "{measured:?}");
+        fs::File::create(scratch.path().join("hole")).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(apparent_bytes(scratch.path()).unwrap(), 8192 + (1 << 40));
     }
 }

@@ -1,5 +1,6 @@
 //! The parts of the daemon, made from its configuration and put together: database, images, network, shims, pods.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
@@ -8,10 +9,11 @@ use anyhow::Context as _;
 use redb::Database;
 use stasis_checkpoint::EngineFacts;
 use stasis_cni::Cni;
-use stasis_cri::{CheckpointSwitch, Checkpoints, Parts};
+use stasis_cri::Parts;
 use stasis_cri_api::runtime::{RuntimeHandler, RuntimeHandlerFeatures};
 use stasis_criu::Version;
 use stasis_image::Images;
+use stasis_oci_runtime::Features;
 use stasis_pod::Pods;
 use stasis_task::ShimRuntime;
 
@@ -36,14 +38,11 @@ pub(crate) async fn build(config: &Config) -> anyhow::Result<Parts> {
     let database = open_database(&config.root)?;
     let checkpoints = tokio::task::spawn_blocking({
         let (config, engines) = (config.clone(), engines.clone());
-        move || {
-            let (checkpoints, criu) = checkpoints(&config, &engines);
-            (checkpoints, engine_facts(&config, &engines, criu))
-        }
+        move || probe_criu(&config, &engines)
     });
-    let handlers = tokio::task::spawn_blocking({
+    let runtimes = tokio::task::spawn_blocking({
         let (config, engines) = (config.clone(), engines.clone());
-        move || handlers(&config, &engines)
+        move || features(&config, &engines)
     });
     let images = tokio::task::spawn_blocking({
         let (config, database) = (config.images(), Arc::clone(&database));
@@ -52,8 +51,9 @@ pub(crate) async fn build(config: &Config) -> anyhow::Result<Parts> {
     let images = images.await?.context("cannot open the images")?;
     let cni = Cni::new(config.network(&engines));
     let shims = Arc::new(ShimRuntime::new(config.shims(&engines)));
-    let (checkpoints, facts) = checkpoints.await?;
-    let pods = Pods::open(config.pods(&engines, &checkpoints, facts), images.clone(), cni.clone(), shims, database)
+    let ((unavailable, criu), runtimes) = (checkpoints.await?, runtimes.await?);
+    let facts = engine_facts(runtimes.get(&config.default_runtime), criu);
+    let pods = Pods::open(config.pods(&engines, unavailable, facts), images.clone(), cni.clone(), shims, database)
         .await
         .context("cannot open the pods")?;
     let doctor = Arc::new({
@@ -69,8 +69,7 @@ pub(crate) async fn build(config: &Config) -> anyhow::Result<Parts> {
         streaming,
         images,
         cni,
-        checkpoints: CheckpointSwitch::new(checkpoints),
-        handlers: handlers.await?,
+        handlers: handlers(&runtimes, &config.default_runtime),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         configuration: Arc::new(RwLock::new(serde_json::to_string(config)?)),
         doctor,
@@ -85,10 +84,10 @@ fn open_database(root: &Path) -> anyhow::Result<Arc<Database>> {
     Ok(Arc::new(database))
 }
 
-/// Whether containers can be checkpointed; if not, it is said here once, at the start.
-pub(crate) fn checkpoints(config: &Config, engines: &Engines) -> (Checkpoints, Option<Version>) {
+/// Why containers cannot be checkpointed here, if so, which is said once; and CRIU's version.
+pub(crate) fn probe_criu(config: &Config, engines: &Engines) -> (Option<String>, Option<Version>) {
     if config.checkpoint.level == Level::None {
-        return (Checkpoints::Forbidden, None);
+        return (None, None);
     }
     let begin = Instant::now();
     let (refusal, version) = match &engines.criu {
@@ -101,43 +100,42 @@ pub(crate) fn checkpoints(config: &Config, engines: &Engines) -> (Checkpoints, O
     if begin.elapsed() > SLOW_PROBE {
         tracing::warn!(seconds = begin.elapsed().as_secs(), "CRIU took long to say what it can do here");
     }
-    match refusal {
-        None => (Checkpoints::Available, version),
-        Some(why) => {
-            tracing::warn!(why, "no checkpoints and restores on this node; see `stasisd doctor`");
-            (Checkpoints::Unavailable(why), version)
-        }
+    if let Some(why) = &refusal {
+        tracing::warn!(why, "no checkpoints and restores on this node; see `stasisd doctor`");
     }
+    (refusal, version)
+}
+
+/// What each OCI runtime says of itself, by handler; none for one that says nothing.
+fn features(config: &Config, engines: &Engines) -> BTreeMap<String, Option<Features>> {
+    let ask = |runtime| engines::features(&engines.binary_of(runtime, config));
+    config.runtimes.iter().map(|(name, runtime)| (name.clone(), ask(runtime))).collect()
 }
 
 /// What makes checkpoints here, for those who read a checkpoint image elsewhere.
-fn engine_facts(config: &Config, engines: &Engines, criu_version: Option<Version>) -> EngineFacts {
-    let runtime = config.runtimes.get(&config.default_runtime).map(|runtime| engines.binary_of(runtime, config));
-    let version = runtime
-        .as_deref()
-        .and_then(engines::features)
-        .and_then(|mut features| features.annotations.remove(RUNC_VERSION));
+fn engine_facts(runtime: Option<&Option<Features>>, criu_version: Option<Version>) -> EngineFacts {
+    let version = runtime.and_then(Option::as_ref).and_then(|features| features.annotations.get(RUNC_VERSION));
     let cgroup = stasis_cgroup::Cgroups::probe().ok().map(|cgroups| match cgroups.mode() {
         stasis_cgroup::Mode::V1 => "v1",
         stasis_cgroup::Mode::V2 => "v2",
     });
     EngineFacts {
         criu_version,
-        runtime: version.map(|version| ("runc".to_owned(), version)),
+        runtime: version.map(|version| ("runc".to_owned(), version.clone())),
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").ok().map(|text| text.trim().to_owned()),
         cgroup_version: cgroup.map(str::to_owned),
     }
 }
 
 /// The runtime handlers with what each can do, the default one also under the empty name.
-fn handlers(config: &Config, engines: &Engines) -> Vec<RuntimeHandler> {
+fn handlers(runtimes: &BTreeMap<String, Option<Features>>, default: &str) -> Vec<RuntimeHandler> {
     let mut handlers = Vec::new();
-    for (name, runtime) in &config.runtimes {
-        let binary = engines.binary_of(runtime, config);
-        let knows = engines::features(&binary)
+    for (name, features) in runtimes {
+        let knows = features
+            .as_ref()
             .is_some_and(|features| features.mount_options.iter().any(|option| option == RECURSIVE_READ_ONLY));
         let features = RuntimeHandlerFeatures { recursive_read_only_mounts: knows, user_namespaces: false };
-        if *name == config.default_runtime {
+        if name == default {
             handlers.push(RuntimeHandler { name: String::new(), features: Some(features) });
         }
         handlers.push(RuntimeHandler { name: name.clone(), features: Some(features) });

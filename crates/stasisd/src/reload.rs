@@ -4,13 +4,13 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use stasis_cri::{CheckpointSwitch, Parts};
+use stasis_cri::Parts;
 use stasis_pod::Pods;
 
 use crate::config::Config;
 use crate::engines::Engines;
 use crate::log::Level;
-use crate::parts::checkpoints;
+use crate::parts::probe_criu;
 
 /// The keys that can change while the daemon runs.
 pub(crate) const RELOADABLE: [&str; 5] = [
@@ -28,19 +28,12 @@ pub(crate) struct Reload {
     current: Config,
     level: Level,
     pods: Pods,
-    checkpoints: CheckpointSwitch,
     shown: Arc<RwLock<String>>,
 }
 
 impl Reload {
     pub(crate) fn new(config: &Config, level: Level, parts: &Parts) -> Self {
-        Self {
-            current: config.clone(),
-            level,
-            pods: parts.pods.clone(),
-            checkpoints: parts.checkpoints.clone(),
-            shown: Arc::clone(&parts.configuration),
-        }
+        Self { current: config.clone(), level, pods: parts.pods.clone(), shown: Arc::clone(&parts.configuration) }
     }
 
     /// The configuration in effect.
@@ -58,18 +51,21 @@ impl Reload {
             }
         };
         let (changed, waiting) = differences(&self.current, &read);
-        self.current.checkpoint = read.checkpoint;
+        let checkpoint = &mut self.current.checkpoint;
+        checkpoint.level = read.checkpoint.level;
+        checkpoint.archive_dirs = read.checkpoint.archive_dirs;
+        checkpoint.max_timeout_seconds = read.checkpoint.max_timeout_seconds;
         self.current.limits.shutdown_grace_seconds = read.limits.shutdown_grace_seconds;
         self.current.log.level = read.log.level;
         self.level.set(&self.current.log.level);
-        self.pods.set_policy(self.current.policy());
         let config = self.current.clone();
         // CRIU is asked anew: it may have come since.
-        let probed = tokio::task::spawn_blocking(move || checkpoints(&config, &Engines::locate(&config)));
-        match probed.await {
-            Ok((found, _)) => self.checkpoints.set(found),
-            Err(error) => tracing::error!(%error, "cannot find out whether checkpoints are possible"),
-        }
+        let probed = tokio::task::spawn_blocking(move || probe_criu(&config, &Engines::locate(&config)));
+        let unavailable = match probed.await {
+            Ok((unavailable, _)) => unavailable,
+            Err(error) => Some(format!("CRIU was asked in vain what it can do: {error}")),
+        };
+        self.pods.set_policy(self.current.policy(unavailable));
         let shown = serde_json::to_string(&self.current).unwrap_or_default();
         *self.shown.write().unwrap_or_else(PoisonError::into_inner) = shown;
         tracing::info!(?changed, "the configuration was read anew");

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use stasis_checkpoint::EngineFacts;
-use stasis_cri::Checkpoints;
 use stasis_image::RegistryConfig;
 use stasis_pod::{CheckpointLimits, Handler, Keep, RestoreLevel, Retention};
 
@@ -72,7 +71,13 @@ impl Config {
         }
     }
 
-    pub(crate) fn pods(&self, engines: &Engines, checkpoints: &Checkpoints, facts: EngineFacts) -> stasis_pod::Config {
+    /// `unavailable` is why there are no checkpoints here, if so.
+    pub(crate) fn pods(
+        &self,
+        engines: &Engines,
+        unavailable: Option<String>,
+        facts: EngineFacts,
+    ) -> stasis_pod::Config {
         let handler = |runtime: &crate::config::Runtime| Handler {
             runtime: runtime.r#type.clone(),
             binary: engines.binary_of(runtime, self),
@@ -84,7 +89,7 @@ impl Config {
             handlers: self.runtimes.iter().map(|(name, runtime)| (name.clone(), handler(runtime))).collect(),
             default_handler: self.default_runtime.clone(),
             cgroup_driver: self.cgroup_driver(),
-            policy: self.policy(),
+            policy: self.policy(unavailable),
             checkpoint_limits: CheckpointLimits {
                 parallel: self.checkpoint.parallel,
                 buffer_bytes: self.checkpoint.buffer_bytes,
@@ -92,14 +97,10 @@ impl Config {
             },
             checkpoint_retention: self.retention(),
             engine_facts: facts,
-            checkpoint_unavailable: match checkpoints {
-                Checkpoints::Unavailable(why) => Some(why.clone()),
-                Checkpoints::Available | Checkpoints::Forbidden => None,
-            },
         }
     }
 
-    pub(crate) fn policy(&self) -> stasis_pod::Policy {
+    pub(crate) fn policy(&self, unavailable: Option<String>) -> stasis_pod::Policy {
         stasis_pod::Policy {
             restore_level: match self.checkpoint.level {
                 Level::None => RestoreLevel::None,
@@ -108,6 +109,7 @@ impl Config {
             },
             archive_dirs: self.checkpoint.archive_dirs.clone(),
             checkpoint_timeout_max: Duration::from_secs(self.checkpoint.max_timeout_seconds),
+            checkpoint_unavailable: unavailable,
         }
     }
 

@@ -66,6 +66,8 @@ where
             for mut writer in [client.stdout, client.stderr].into_iter().flatten() {
                 let _ = writer.shutdown().await;
             }
+            // The connection ends when nobody has any of its streams.
+            drop(client.stdin);
             Some(Err(failure))
         }
     };

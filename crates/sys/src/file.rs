@@ -4,7 +4,7 @@ use rustix::fs::{Mode, OFlags, fchmod, open, statvfs};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// Replaces `path` by a file that holds `bytes`, with exactly the permission bits of `mode`. After a crash at any moment
@@ -27,6 +27,32 @@ fn replace(path: &Path, bytes: &[u8], mode: u32, finish: fn(&File) -> io::Result
         // The file may not exist, when creating it was what failed.
         let _ = fs::remove_file(&temporary);
     })
+}
+
+/// Moves to the first whole line within the last `most` bytes of a file's first `length`; returns how many bytes of these
+/// follow. A line that is longer than that is left out.
+pub fn seek_to_last_lines(file: &mut File, length: u64, most: u64) -> io::Result<u64> {
+    if length <= most {
+        file.rewind()?;
+        return Ok(length);
+    }
+    // From the byte before, which may be the end of a line.
+    let mut at = length - most - 1;
+    file.seek(SeekFrom::Start(at))?;
+    let mut buffer = [0; 8192];
+    while at < length {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        if let Some(end) = buffer[..read].iter().position(|byte| *byte == b'\n') {
+            at = (at + end as u64 + 1).min(length);
+            file.seek(SeekFrom::Start(at))?;
+            return Ok(length - at);
+        }
+        at += read as u64;
+    }
+    Ok(0)
 }
 
 /// Makes the names in a directory durable: files created, renamed or removed in it.
@@ -109,6 +135,23 @@ mod tests {
         assert!(write_volatile(&path, b"x", 0o600).is_err());
         assert_eq!(names(dir.path()), ["occupied"]);
         assert!(path.is_dir());
+    }
+
+    #[test]
+    fn the_last_lines_are_whole() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"one\ntwo\nthree\nfou").unwrap();
+        let mut last = |length, most| {
+            let left = seek_to_last_lines(&mut file, length, most).unwrap();
+            let mut bytes = Vec::new();
+            (&file).take(left).read_to_end(&mut bytes).unwrap();
+            String::from_utf8(bytes).unwrap()
+        };
+        assert_eq!(last(17, 100), "one\ntwo\nthree\nfou");
+        assert_eq!(last(17, 9), "three\nfou", "exactly from the beginning of a line");
+        assert_eq!(last(17, 8), "fou", "the line that is cut is left out");
+        assert_eq!(last(14, 10), "two\nthree\n", "what was written later does not count");
+        assert_eq!(last(17, 2), "");
     }
 
     #[test]

@@ -103,6 +103,15 @@ impl Drop for Populated {
     }
 }
 
+/// Memory that programs can still get without swapping, in bytes (`MemAvailable` of proc(5)); 0 where the kernel does not
+/// say.
+pub fn available() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kilobytes: Option<u64> = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    kilobytes.unwrap_or(0) * 1024
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,6 +124,11 @@ mod tests {
         assert!(memory.iter().all(|byte| *byte == 0));
         memory.fill(7);
         assert!(memory.iter().all(|byte| *byte == 7));
+    }
+
+    #[test]
+    fn free_memory_is_seen() {
+        assert!(available() > 0);
     }
 
     #[test]

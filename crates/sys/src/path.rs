@@ -9,7 +9,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, open
 use rustix::io::Errno;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 
 /// How often a resolution is tried again when the kernel says that a rename elsewhere disturbed it (`EAGAIN`).
@@ -160,6 +160,16 @@ pub fn reopen(place: impl AsFd, flags: OFlags) -> io::Result<OwnedFd> {
 pub fn fd_path(place: impl AsFd) -> PathBuf {
     use rustix::fd::AsRawFd;
     PathBuf::from(format!("/proc/self/fd/{}", place.as_fd().as_raw_fd()))
+}
+
+/// The last `most` bytes of a regular file of our own tree; the whole of a shorter one. A link is not followed.
+pub fn read_tail(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut file = File::from(open(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?);
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]

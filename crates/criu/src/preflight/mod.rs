@@ -69,14 +69,26 @@ impl Finding {
     }
 }
 
-/// Anonymous, shared and swapped memory of a process in bytes, which is what a dump copies; none of one that has ended.
-/// Pages of files are in the files, and changed private ones count as anonymous.
-pub fn memory_bytes(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kilobytes = |key: &&str| -> Option<u64> {
-        status.lines().find_map(|line| line.strip_prefix(key))?.split_whitespace().next()?.parse().ok()
-    };
-    ["RssAnon:", "RssShmem:", "VmSwap:"].iter().filter_map(kilobytes).sum::<u64>() * 1024
+/// Anonymous, shared and swapped memory of processes in bytes, which is what a dump copies; none of one that has ended.
+/// Pages of files are in the files, and changed private ones count as anonymous. What is shared among the processes is
+/// dumped once, but the kernel counts it in each: it is taken for no more than `charged`, what their control group has.
+pub fn memory_bytes(pids: &[u32], charged: Option<u64>) -> u64 {
+    let status = |pid| std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    dumped_bytes(pids.iter().map(status), charged)
+}
+
+/// As [`memory_bytes`], of the texts of `/proc/<pid>/status`.
+fn dumped_bytes(statuses: impl IntoIterator<Item = String>, charged: Option<u64>) -> u64 {
+    let (mut own, mut shared) = (0u64, 0u64);
+    for status in statuses {
+        let kilobytes = |key: &str| -> u64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+        };
+        own += (kilobytes("RssAnon:") + kilobytes("VmSwap:")) * 1024;
+        shared += kilobytes("RssShmem:") * 1024;
+    }
+    own + shared.min(charged.unwrap_or(u64::MAX))
 }
 
 impl fmt::Display for Finding {

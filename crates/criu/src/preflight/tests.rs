@@ -76,9 +76,18 @@ fn devices_that_criu_does_not_know_are_named() {
 #[test]
 fn own_memory_is_seen() {
     let grown = vec![1u8; 32 << 20];
-    let seen = memory_bytes(std::process::id());
+    let own = std::process::id();
+    let seen = memory_bytes(&[own], None);
     assert!(seen >= grown.len() as u64, "{seen}");
-    assert_eq!(memory_bytes(u32::MAX), 0);
+    assert_eq!(memory_bytes(&[u32::MAX], None), 0);
+}
+
+#[test]
+fn shared_memory_counts_once() {
+    let status = "Name:\tpostgres\nVmRSS:\t  5000 kB\nRssAnon:\t  1000 kB\nRssFile:\t  3000 kB\nRssShmem:\t  1000 kB\nVmSwap:\t  500 kB\n";
+    let of = |charged| dumped_bytes([status, status].map(str::to_owned), charged) / 1024;
+    assert_eq!(of(None), 2 * 1500 + 2 * 1000);
+    assert_eq!(of(Some(1200 * 1024)), 2 * 1500 + 1200);
 }
 
 #[test]

@@ -10,8 +10,8 @@ use stasis_checkpoint::{Digests, ImageParts};
 use stasis_image::{Image, KnownLayer, NewLayer, Progress};
 
 use super::{CheckpointOptions, CheckpointReport};
-use crate::error::{Error, Kind, Result};
-use crate::pods::Pods;
+use crate::error::{Error, IoContext as _, Result};
+use crate::pods::{Pods, blocking};
 
 /// What a checkpoint image is to be.
 #[derive(Clone, Debug)]
@@ -31,20 +31,28 @@ impl Pods {
     pub async fn checkpoint_to_image(
         &self,
         mut options: CheckpointOptions,
-        target: &ImageTarget,
+        target: ImageTarget,
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<(CheckpointReport, Arc<Image>)> {
         // Before a container is frozen for nothing.
         stasis_image::check_new_reference(&target.reference)?;
-        let archive = Unfinished(self.images.new_layer_path());
-        options.location = archive.0.clone();
-        let report = self.checkpoint_with_digests(options).await?;
-        let image = self.make_image(&archive.0, target, report.digests.clone(), progress).await?;
-        self.remember_image(&report, &target.reference).await?;
-        Ok((report, image))
+        let base_id = self.container(&options.container_id)?.record().base_image_id.clone();
+        if target.self_contained && self.images.resolve(&base_id).is_none() {
+            return Err(no_base());
+        }
+        let pods = self.clone();
+        self.detached(async move {
+            let archive = Unfinished(pods.images.new_layer_path());
+            options.location = archive.0.clone();
+            let report = pods.write_archive(&options, true).await?;
+            let image = pods.make_image(&archive.0, &target, report.digests.clone(), progress).await?;
+            pods.remember_image(&report, &target.reference).await?;
+            Ok((report, image))
+        })
+        .await
     }
 
-    /// Makes an image of an archive. On the file system of the store it is not copied: nobody may write to it afterwards.
+    /// Makes an image of an archive, of which it is a copy.
     ///
     /// # Errors
     /// `InvalidArgument` for what is no archive, and of making an image.
@@ -73,23 +81,24 @@ impl Pods {
         };
         let base_digest = base.as_ref().map(|base| base.manifest.to_string());
         let (path, facts) = (archive.to_owned(), self.config.engine_facts.clone());
-        let known = digests.clone();
         let parts = blocking(move || {
-            stasis_checkpoint::image_from_archive(&path, base_config.as_deref(), base_digest.as_deref(), &facts, known)
+            Ok(stasis_checkpoint::image_from_archive(
+                &path,
+                base_config.as_deref(),
+                base_digest.as_deref(),
+                &facts,
+                digests,
+            ))
         });
+        let parts = parts.await.doing("make an image")?;
         let ImageParts { config_json, layer, layer_media_type, layer_digest, diff_id, layer_size, annotations, .. } =
-            parts.await?.map_err(|error| archive_error(&error, archive))?;
-        let known = digests.map(|_| KnownLayer { digest: layer_digest, diff_id, size: layer_size });
+            parts.map_err(|error| Error::from(error).context(archive.display()))?;
+        let known = Some(KnownLayer { digest: layer_digest, diff_id, size: layer_size });
         let layer = NewLayer { file: layer, media_type: layer_media_type.to_owned(), known };
         let below = match (target.self_contained, base) {
             (false, _) => None,
             (true, Some(base)) => Some(base),
-            (true, None) => {
-                return Err(Error::precondition(
-                    "the image that the container ran from is not on this node, so a checkpoint image cannot hold its \
-                     layers: pull it, or make the plain form",
-                ));
-            }
+            (true, None) => return Err(no_base()),
         };
         let added = self.images.add(&target.reference, config_json, below, vec![layer], annotations, progress);
         Ok(added.await?)
@@ -100,13 +109,13 @@ impl Pods {
         let path = archive.to_owned();
         let metadata = blocking(move || {
             let file = std::fs::File::open(&path)
-                .map_err(|source| stasis_checkpoint::Error::Io { what: format!("open {}", path.display()), source })?;
-            stasis_checkpoint::read_metadata(file)
+                .map_err(|source| stasis_checkpoint::Error::Io { what: format!("open {}", path.display()), source });
+            Ok(file.and_then(stasis_checkpoint::read_metadata))
         });
-        let config = metadata.await?.map_err(|error| archive_error(&error, archive))?.config;
-        // Surest first: by digest or ID, then by name.
-        let names = [config.rootfs_image_ref, config.rootfs_image_id, config.rootfs_image_name, config.rootfs_image];
-        let base = names.iter().filter(|name| !name.is_empty()).find_map(|name| self.images.resolve(name));
+        let metadata = metadata.await.doing("read the archive")?;
+        let config = metadata.map_err(|error| Error::from(error).context(archive.display()))?.config;
+        let names = config.base_candidates();
+        let base = names.iter().find_map(|name| self.images.resolve(name));
         if base.is_none() {
             tracing::warn!(
                 archive = %archive.display(),
@@ -127,23 +136,9 @@ impl Drop for Unfinished {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Error::internal(format!("making an image ended abnormally: {error}")))
-}
-
-fn archive_error(error: &stasis_checkpoint::Error, archive: &Path) -> Error {
-    use std::io::ErrorKind;
-
-    use stasis_checkpoint::Error as Archive;
-    let kind = match error {
-        Archive::Refused(_) | Archive::Malformed { .. } | Archive::Missing(_) => Kind::InvalidArgument,
-        Archive::NoSpace { .. } => Kind::ResourceExhausted,
-        Archive::Io { source, .. } => match source.kind() {
-            ErrorKind::NotFound => Kind::NotFound,
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Kind::ResourceExhausted,
-            _ => Kind::Internal,
-        },
-    };
-    Error::new(kind, format!("{}: {error}", archive.display()))
+fn no_base() -> Error {
+    Error::precondition(
+        "the image that the container ran from is not on this node, so a checkpoint image cannot hold its layers: pull \
+         it, or make the plain form",
+    )
 }

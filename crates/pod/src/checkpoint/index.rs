@@ -4,7 +4,6 @@
 //! not in the index and is never touched; a row whose archive or image is gone is dropped when the index is read.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +13,9 @@ use super::CheckpointReport;
 use crate::error::{Error, IoContext as _, Kind, Result};
 use crate::pods::Pods;
 use crate::record::now;
+
+/// Digits of a checkpoint's ID: enough to be unique on a node, and few enough to type.
+const ID_DIGITS: usize = 12;
 
 /// A checkpoint of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +37,9 @@ pub struct CheckpointEntry {
     pub path: String,
     /// Reference of the image; empty for an archive.
     pub image: String,
+    /// ID of the image, so that another one of that name is not taken for it.
+    #[serde(default)]
+    pub image_id: String,
     /// Size in bytes.
     pub size_bytes: u64,
     /// Nanoseconds since 1970.
@@ -168,12 +173,14 @@ impl Pods {
 
     /// Enters a new image, and prunes.
     pub(super) async fn remember_image(&self, report: &CheckpointReport, reference: &str) -> Result<()> {
-        let image = self.images.resolve(reference).and_then(|image| image.references.first().cloned());
-        let image = image.unwrap_or_else(|| reference.to_owned());
-        self.remember(CheckpointEntry { image, ..report.entry.clone() }).await
+        let made = self.images.resolve(reference);
+        let made = made.ok_or_else(|| Error::internal(format!("the image {reference} is gone again")))?;
+        let image = made.references.first().cloned().unwrap_or_else(|| reference.to_owned());
+        self.remember(CheckpointEntry { image, image_id: made.id.clone(), ..report.entry.clone() }).await
     }
 
     async fn remember(&self, mut entry: CheckpointEntry) -> Result<()> {
+        entry.id = stasis_sys::file::random_id()[..ID_DIGITS].to_owned();
         {
             let _index = self.checkpoint_index.lock().await;
             // One that was written over is no longer there.
@@ -191,13 +198,13 @@ impl Pods {
         Ok(())
     }
 
-    /// Entries whose archive or image is still there; the rows of the others go.
+    /// Entries whose archive or image is still there, and still the one that was made; the rows of the others go.
     async fn present(&self) -> Result<Vec<CheckpointEntry>> {
         let mut present = Vec::new();
         for entry in self.store.checkpoints()? {
             let there = match entry.image.as_str() {
-                "" => Path::new(&entry.path).exists(),
-                image => self.images.resolve(image).is_some(),
+                "" => is_there(&entry).await,
+                image => self.images.resolve(image).is_some_and(|image| image.id == entry.image_id),
             };
             match there {
                 true => present.push(entry),
@@ -225,6 +232,14 @@ impl Pods {
             removed.push(entry.clone());
         }
         Ok(removed)
+    }
+}
+
+/// Whether an archive has not gone, nor been replaced by a file of another size. One that cannot be looked at may be there.
+async fn is_there(entry: &CheckpointEntry) -> bool {
+    match tokio::fs::metadata(&entry.path).await {
+        Ok(facts) => facts.len() == entry.size_bytes,
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
     }
 }
 

@@ -78,19 +78,11 @@ impl Queue {
             return Err(late());
         }
         let all = match self.limits.buffer_bytes {
-            0 => available_memory() / BUFFER_SHARE,
+            0 => stasis_sys::memory::available() / BUFFER_SHARE,
             bytes => bytes,
         };
         Ok(Turn { _slot: slot, left, buffer_max: all / self.parallel as u64, reserve: self.limits.reserve_bytes })
     }
-}
-
-/// `MemAvailable`; a node that does not say gives nothing, and pages go to the disk.
-fn available_memory() -> u64 {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kilobytes: Option<u64> = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    kilobytes.unwrap_or(0) * 1024
 }
 
 /// Refuses a place that archives cannot be written to.

@@ -18,7 +18,7 @@ use stasis_checkpoint::{ContainerDescription, Digests, ImageDescription, Member,
 use stasis_cri_api::runtime::PodSandboxConfig;
 use stasis_shim_api::{CheckpointRequest, Tree, layout};
 use stasis_task::Sandbox;
-use tracing::info;
+use tracing::{info, warn};
 
 pub use self::image::ImageTarget;
 pub use self::index::{CheckpointEntry, Keep, Retention};
@@ -31,7 +31,7 @@ pub use self::preflight::Preflight;
 
 use crate::error::{Error, IoContext as _, Kind, Result};
 use crate::exec::read_spec;
-use crate::pods::{Container, Pods, RestoreLevel};
+use crate::pods::{Checkpoints, Container, Pods, blocking, remove_tree};
 use crate::record::{ContainerRecord, now};
 use crate::sandbox::SANDBOX_RUNTIME;
 use crate::state::{Operation, admit};
@@ -39,10 +39,8 @@ use crate::state::{Operation, admit};
 /// What the name of the directory of an archive's first members begins with, below the bundle, while a checkpoint is made.
 /// Each has its own: a worker whose daemon was killed may still read one.
 const MEMBERS: &str = "checkpoint-members-";
-/// How often the shim is asked how far it is: more often than anybody looks.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
-/// Digits of a checkpoint's ID: enough to be unique on a node, and few enough to type.
-const ID_DIGITS: usize = 12;
+/// How often the shim is asked how far it is: as often as an eye can follow.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Directory of the logs of CRIU that were kept, below the root directory; one a container.
 const FAILURE_LOGS: &str = "checkpoint-logs";
 /// What the kubelet's own test of nodes takes as "this node cannot do it" (containerd's words).
@@ -92,7 +90,7 @@ pub struct CheckpointReport {
     pub(crate) digests: Option<Digests>,
     /// Reference of the image that the pod or the configuration asks for beside the archive.
     image: Option<String>,
-    /// The row in the index, but for where it lies.
+    /// The row in the index, but for its ID and where it lies.
     pub(crate) entry: CheckpointEntry,
 }
 
@@ -105,14 +103,13 @@ impl Pods {
     /// before, and no part of an archive is left.
     pub async fn checkpoint_container(&self, options: CheckpointOptions) -> Result<CheckpointReport> {
         self.container(&options.container_id)?;
-        check_location(&options.location)?;
+        let location = options.location.clone();
+        blocking(move || Ok(check_location(&location))).await.doing("look at the archive's directory")??;
         let pods = self.clone();
-        let report = self.checkpoint_detached(options, false).await?;
-        // A caller that has left meanwhile does not undo what is durable.
-        let image = report.image.clone();
         self.detached(async move {
+            let report = pods.write_archive(&options, false).await?;
             pods.remember_archive(&report).await?;
-            if let Some(reference) = image {
+            if let Some(reference) = report.image.clone() {
                 let target = ImageTarget { reference, self_contained: false };
                 pods.make_image(&report.path, &target, report.digests.clone(), |_| {}).await?;
                 pods.remember_image(&report, &target.reference).await?;
@@ -122,29 +119,22 @@ impl Pods {
         .await
     }
 
-    /// As [`Pods::checkpoint_container`], with the digests that an image needs, and not entered in the index.
-    async fn checkpoint_with_digests(&self, options: CheckpointOptions) -> Result<CheckpointReport> {
-        self.checkpoint_detached(options, true).await
-    }
-
-    async fn checkpoint_detached(&self, options: CheckpointOptions, digest: bool) -> Result<CheckpointReport> {
+    /// Writes an archive that is not in the index yet; with `digest`, with the digests that an image needs. To be
+    /// detached: a container may be stopped for it.
+    async fn write_archive(&self, options: &CheckpointOptions, digest: bool) -> Result<CheckpointReport> {
         let container = self.container(&options.container_id)?;
-        let pods = self.clone();
-        self.detached(async move {
-            let _operation = container.operation.try_lock().map_err(|_| {
-                Error::precondition(format!(
-                    "container {} is held by another operation: try again after it",
-                    container.id
-                ))
-            })?;
-            let members = format!("{MEMBERS}{}", stasis_sys::file::random_id());
-            let members = pods.bundle(&container.pod_id, &container.id).join(members);
-            let made = pods.checkpoint(&container, &options, digest, members.clone()).await;
-            crate::pods::remove_tree(&members).await.doing(format_args!("remove {}", members.display()))?;
-            pods.counters.checkpoint(&made);
-            made.map_err(|error| error.context(format_args!("checkpoint of container {}", container.id)))
-        })
-        .await
+        let _operation = container.operation.try_lock().map_err(|_| {
+            Error::precondition(format!("container {} is held by another operation: try again after it", container.id))
+        })?;
+        let members = format!("{MEMBERS}{}", stasis_sys::file::random_id());
+        let members = self.bundle(&container.pod_id, &container.id).join(members);
+        let made = self.checkpoint(&container, options, digest, members.clone()).await;
+        if let Err(error) = remove_tree(&members).await {
+            // It goes with the bundle; the checkpoint is what it is.
+            warn!(container = container.id, %error, "cannot remove {}", members.display());
+        }
+        self.counters.checkpoint(&made);
+        made.map_err(|error| error.context(format_args!("checkpoint of container {}", container.id)))
     }
 
     async fn checkpoint(
@@ -174,7 +164,13 @@ impl Pods {
         if let Some(Progress(tell)) = &options.progress {
             tell("waiting", 0, 0);
         }
-        let turn = self.checkpoints.turn(self.timeout(options.timeout)).await?;
+        // Who removes the container waits for this operation; it has nothing to wait for once the container has ended.
+        let turn = tokio::select! {
+            turn = self.checkpoints.turn(self.timeout(options.timeout)) => turn?,
+            () = container.exited() => {
+                return Err(Error::precondition("it ended while its checkpoint waited for its turn"));
+            }
+        };
         let record = container.record().clone();
         std::fs::create_dir(&members).doing(format_args!("make {}", members.display()))?;
         self.describe(&record, &pod_config)?
@@ -254,7 +250,7 @@ impl Pods {
         let mut trees = Vec::new();
         let shm = self.pod_dir(&record.pod_id).join(layout::SHM);
         if settings.dev_shm && shm.is_dir() {
-            trees.push(Tree { member: Member::DevShm.name().into_owned(), dir: shm, skip_empty: true });
+            trees.push(Tree { member: Member::DevShm.name().into_owned(), dir: shm });
         }
         let mounts = record.config.as_ref().map(|config| config.mounts.as_slice()).unwrap_or_default();
         for volume in &settings.volumes {
@@ -266,21 +262,19 @@ impl Pods {
                         "include-volumes: {volume} is no mount of a directory; there are: {known:?}"
                     ))
                 })?;
-            trees.push(Tree { member: volume_member(volume)?, dir, skip_empty: false });
+            trees.push(Tree { member: volume_member(volume)?, dir });
         }
         Ok(trees)
     }
 
     fn allow_checkpoint(&self) -> Result<()> {
-        if self.policy().restore_level == RestoreLevel::None {
-            return Err(Error::new(
+        match self.checkpoints_possible() {
+            Checkpoints::Available => Ok(()),
+            Checkpoints::Forbidden => Err(Error::new(
                 Kind::PermissionDenied,
                 "this node does not allow checkpoints: set `level` under [checkpoint] in the configuration of stasisd",
-            ));
-        }
-        match &self.config.checkpoint_unavailable {
-            Some(why) => Err(Error::new(Kind::Unknown, format!("{UNSUPPORTED}: {why}"))),
-            None => Ok(()),
+            )),
+            Checkpoints::Unavailable(why) => Err(Error::new(Kind::Unknown, format!("{UNSUPPORTED}: {why}"))),
         }
     }
 
@@ -348,24 +342,22 @@ impl Pods {
     }
 }
 
-/// Asks the shim now and then how far the checkpoint is, and tells `progress`.
+/// Asks the shim now and then how far the checkpoint is, and tells `progress`; without one it only waits.
 async fn watch(sandbox: &Sandbox, id: &str, progress: Option<&Progress>) -> std::convert::Infallible {
+    let Some(Progress(tell)) = progress else { return std::future::pending().await };
     loop {
-        if let Some(Progress(tell)) = progress
-            && let Ok(Some(now)) = sandbox.checkpoint_progress(id).await
-        {
+        if let Ok(Some(now)) = sandbox.checkpoint_progress(id).await {
             tell(&now.phase, now.bytes_done, now.bytes_total);
         }
         tokio::time::sleep(PROGRESS_INTERVAL).await;
     }
 }
 
-/// The row of a new checkpoint in the index, but for where it lies.
+/// The row of a new checkpoint in the index, but for its ID and where it lies.
 fn entry(record: &ContainerRecord, pod: &PodSandboxConfig, size_bytes: u64) -> CheckpointEntry {
     let metadata = pod.metadata.clone().unwrap_or_default();
     let name = record.config.as_ref().and_then(|config| config.metadata.as_ref()).map(|metadata| metadata.name.clone());
     CheckpointEntry {
-        id: stasis_sys::file::random_id()[..ID_DIGITS].to_owned(),
         container_id: record.id.clone(),
         container: name.unwrap_or_default(),
         pod: metadata.name,

@@ -49,7 +49,7 @@ impl Pods {
         let allowed = allowed(&settings.criu);
         let examined = tokio::task::spawn_blocking(move || {
             let pids = cgroup.procs().map_err(|error| Error::internal(error.to_string()))?;
-            let memory: u64 = pids.iter().map(|pid| stasis_criu::preflight::memory_bytes(*pid)).sum();
+            let memory = stasis_criu::preflight::memory_bytes(&pids, cgroup.memory_bytes().ok());
             Ok::<_, Error>((pids.len(), memory, examine(&pids, &allowed)))
         });
         let (processes, memory_bytes, mut findings) = examined
@@ -58,8 +58,8 @@ impl Pods {
         let mut node = |code, found: String, meaning, remedy| {
             findings.insert(0, Finding::of_node(code, found, meaning, remedy));
         };
-        if let Some(why) = &self.config.checkpoint_unavailable {
-            node("criu", why.clone(), "this node cannot checkpoint at all", "See `stasis doctor`.");
+        if let Err(error) = self.allow_checkpoint() {
+            node("criu", error.to_string(), "this node cannot checkpoint at all", "See `stasis doctor`.");
         }
         if runtime.runtime != SANDBOX_RUNTIME {
             let found = format!("runtime handler {handler}: {}", runtime.runtime);

@@ -5,16 +5,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, open};
-use stasis_checkpoint::{ArchiveWriter, Dialect, Error, Form, Member, Written, Zstd};
+use stasis_checkpoint::{ArchiveWriter, Dialect, Error, Form, Member, Written, Zstd, limits};
 use stasis_criu::{DumpStats, Stats};
-use stasis_shim_api::{Compression, Reason, ShimError};
+use stasis_shim_api::{Compression, ShimError};
 
 use super::Work;
 use super::drain::Drained;
 use super::estimate::Space;
 use super::exhausted;
 use super::job::{Event, Job, emit, internal};
-use super::layer::{Copied, Spool};
+use super::layer::{Copied, Spool, copy_error, is_full};
 use super::stop::Stop;
 
 /// A statistics file has less than 1 KiB.
@@ -27,32 +27,53 @@ pub(crate) struct Parts {
     pub(crate) copied: Copied,
     /// Memory.
     pub(crate) drained: Drained,
-    /// How long the container's log was.
-    pub(crate) log_bytes: u64,
+    /// The container's log, and how long it was.
+    pub(crate) log: Option<(File, u64)>,
 }
 
-/// Length of the container's log now; what comes later is not the checkpoint's. 0 if there is none.
-pub(crate) fn log_size(path: &Path) -> u64 {
-    fs::symlink_metadata(path).map_or(0, |facts| if facts.is_file() { facts.len() } else { 0 })
+/// Opens the container's log, before the freeze: it may be rotated at any time.
+pub(crate) fn open_log(job: &Job) -> Result<Option<File>, ShimError> {
+    let Some(path) = &job.request.log else { return Ok(None) };
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match open(path, flags, Mode::empty()) {
+        Ok(file) => Ok(Some(File::from(file))),
+        Err(rustix::io::Errno::NOENT) => Ok(None),
+        Err(error) => Err(internal(format!("cannot open the log {}: {error}", path.display()))),
+    }
+}
+
+/// The log with its length now; what comes later is not the checkpoint's.
+pub(crate) fn measured(log: File) -> Result<(File, u64), ShimError> {
+    let length =
+        log.metadata().map_err(|error| internal(format!("cannot look at the container's log: {error}")))?.len();
+    Ok((log, length))
+}
+
+/// What is archived of a log: of a very long one as much of its end as a restore carries over.
+fn last_lines((mut file, length): (File, u64)) -> Result<(File, u64), ShimError> {
+    let left = stasis_sys::file::seek_to_last_lines(&mut file, length, limits::LOG_CARRIED_MAX);
+    let left = left.map_err(|error| internal(format!("cannot read the container's log: {error}")))?;
+    Ok((file, left))
 }
 
 /// Writes the archive under a temporary name, makes it durable and names it.
 pub(crate) fn write(job: &Job, work: &Work, parts: Parts, space: &Space, stop: &Stop) -> Result<Written, ShimError> {
-    let stopped = || stop.check().map_err(io::Error::other);
     let mut spools = parts.copied.trees;
-    let layer = parts.copied.layer.gzip(stopped).map_err(|error| write_error(error, "compress the layer"))?;
+    let layer = parts.copied.layer.gzip().map_err(|error| copy_error(error, "compress the layer"))?;
     spools.push((Member::RootfsDiff, layer));
+    let log = parts.log.filter(|(_, length)| *length > 0).map(last_lines).transpose()?;
     let files = files(job, work)?;
     let pages: u64 = parts.drained.images.iter().map(|image| image.bytes).sum();
-    let small: u64 = files.iter().map(|(_, path)| log_size(path) + 1024).sum();
+    let small: u64 = files.iter().map(|(_, path)| fs::metadata(path).map_or(0, |facts| facts.len()) + 1024).sum();
     let copied: u64 = spools.iter().map(|(_, spool)| spool.length()).sum();
-    let expected = small + copied + parts.log_bytes + pages + 512 * 1024;
+    let log_bytes = log.as_ref().map_or(0, |(_, length)| *length);
+    let expected = small + copied + log_bytes + pages + 512 * 1024;
     let form = form(job);
     // What is compressed takes its space as it comes.
     space.check(if form.zstd.is_some() { 0 } else { expected })?;
     let mut writer = ArchiveWriter::create_as(&job.request.archive, expected, form).map_err(archive_error)?;
     let mut pace = Pace { stop, space, done: 0, expected };
-    let mut contents = Contents { files, spools, log: log(job, parts.log_bytes)?, drained: &parts.drained };
+    let mut contents = Contents { files, spools, log, drained: &parts.drained };
     for member in contents.members() {
         pace.step(0)?;
         contents.write(&member, &mut writer, &mut pace)?;
@@ -84,11 +105,12 @@ impl Pace<'_> {
     /// `bytes` more are about to be written.
     fn step(&mut self, bytes: u64) -> Result<(), ShimError> {
         self.stop.check()?;
-        if bytes > 0 {
+        // However small the pieces are, the shim is told at most once a step.
+        if Space::is_step(self.done, bytes) {
             self.space.check(0)?;
             emit(&Event::Writing { bytes_done: self.done, bytes_total: self.expected });
-            self.done += bytes;
         }
+        self.done += bytes;
         Ok(())
     }
 }
@@ -122,7 +144,7 @@ impl Contents<'_> {
         }
         if let Some((_, spool)) = self.spools.iter_mut().find(|(known, _)| known == member) {
             let length = spool.length();
-            let reader = spool.reader().map_err(|error| write_error(error, "read the copied files"))?;
+            let reader = spool.reader().map_err(|error| copy_error(error, "read the copied files"))?;
             return writer.add_from(member, length, reader).map_err(archive_error);
         }
         if let (Member::Log(_), Some((file, length))) = (member, &self.log) {
@@ -152,7 +174,7 @@ impl From<Failure> for ShimError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Stopped(error) => error,
-            Failure::Io(error) => write_error(error, "write the memory"),
+            Failure::Io(error) => copy_error(error, "write the memory of the checkpoint"),
         }
     }
 }
@@ -187,20 +209,6 @@ fn list(dir: &Path, prefix: &str) -> Result<Vec<(Member, PathBuf)>, ShimError> {
     Ok(files)
 }
 
-/// The container's log, up to `length`.
-fn log(job: &Job, length: u64) -> Result<Option<(File, u64)>, ShimError> {
-    let Some(path) = &job.request.log else { return Ok(None) };
-    if length == 0 {
-        return Ok(None);
-    }
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = open(path, flags, Mode::empty()).map(File::from);
-    let file = file.map_err(|error| internal(format!("cannot open the log {}: {error}", path.display())))?;
-    // Rotated meanwhile: the rest of it is what there is.
-    let length = file.metadata().map_or(0, |facts| facts.len()).min(length);
-    Ok(Some((file, length)))
-}
-
 /// CRIU's statistics; zeros if there are none.
 pub(crate) fn stats(work: &Work) -> DumpStats {
     let file = stasis_sys::path::read_limited(&work.logs.join("stats-dump"), STATS_MAX).unwrap_or_default();
@@ -213,16 +221,4 @@ fn archive_error(error: Error) -> ShimError {
         Error::NoSpace { .. } => exhausted(error),
         _ => internal(error),
     }
-}
-
-fn write_error(error: io::Error, what: &str) -> ShimError {
-    if let Some(stopped) = error.get_ref().and_then(|inner| inner.downcast_ref::<ShimError>()) {
-        return stopped.clone();
-    }
-    let reason = if is_full(&error) { Reason::ResourceExhausted } else { Reason::Internal };
-    ShimError { reason, message: format!("cannot {what} of the checkpoint: {error}") }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
 }

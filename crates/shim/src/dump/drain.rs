@@ -23,6 +23,7 @@ use stasis_sys::memory::Populated;
 use super::estimate::{Estimate, Space};
 use super::exhausted;
 use super::job::internal;
+use super::layer::copy_error;
 
 /// Size of a FIFO's buffer: the most that is allowed without CAP_SYS_RESOURCE (`fs.pipe-max-size`). A smaller one only
 /// means more system calls.
@@ -67,6 +68,8 @@ struct Store {
     memory: Populated,
     used: usize,
     spill: Spill,
+    /// Why pages are lost. What comes is still read: CRIU must not find a FIFO closed, and fail for a reason of its own.
+    failed: Option<io::Error>,
 }
 
 #[derive(Debug)]
@@ -99,7 +102,8 @@ impl Drain {
         let dir = archive.parent().unwrap_or(Path::new("/"));
         let dir = open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let dir = dir.map_err(|error| failed(error.into()))?;
-        let store = Store { memory, used: 0, spill: Spill { file: None, dir, length: 0, bounce: Vec::new(), space } };
+        let spill = Spill { file: None, dir, length: 0, bounce: Vec::new(), space };
+        let store = Store { memory, used: 0, spill, failed: None };
         let done = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
         let told = done.try_clone().map_err(failed)?;
         let work = move || drain(sources, store, &told);
@@ -111,7 +115,7 @@ impl Drain {
     pub(crate) fn finish(self) -> Result<Drained, ShimError> {
         rustix::io::write(&self.done, &1u64.to_ne_bytes()).map_err(internal)?;
         let drained = self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")));
-        drained.map_err(|error| exhausted(format!("cannot keep the memory of the container: {error}")))
+        drained.map_err(|error| copy_error(error, "keep the memory of the container"))
     }
 }
 
@@ -204,7 +208,14 @@ impl Store {
             Err(Errno::INTR) => return self.take(fifo),
             Err(error) => return Err(error.into()),
         };
-        let start = if in_memory { self.used as u64 } else { self.spill.append(length)? };
+        let start = match in_memory {
+            true => self.used as u64,
+            false if self.failed.is_some() => 0,
+            false => self.spill.append(length).unwrap_or_else(|error| {
+                self.failed = Some(error);
+                0
+            }),
+        };
         if in_memory {
             self.used += length;
         }
@@ -250,6 +261,9 @@ fn drain(mut sources: Vec<Source>, mut store: Store, done: &OwnedFd) -> io::Resu
         for source in sources.iter_mut().filter(|source| source.opened && !source.ended) {
             source.drain(&mut store)?;
         }
+    }
+    if let Some(error) = store.failed.take() {
+        return Err(error);
     }
     // CRIU has closed what it opened; one that it closed without a byte was opened all the same.
     let images = sources.into_iter().filter(|source| source.opened).map(|source| source.image).collect();
@@ -299,6 +313,21 @@ mod tests {
             assert!(out == content(index, sizes[index]));
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "the spill file has no name");
+    }
+
+    #[test]
+    fn pages_that_find_no_space_are_read_and_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let estimate = Estimate { bytes: 1, budget: 1, images: 1 };
+        let archive = dir.path().join("a.tar");
+        // The reserve is all that there is, so the first look finds too little.
+        let drain = Drain::start(dir.path(), &estimate, &archive, Space::beside(&archive, u64::MAX)).unwrap();
+        let mut fifo = OpenOptions::new().write(true).open(dir.path().join("pages-1.img")).unwrap();
+        // Far more than the FIFO holds: it is read to the end all the same.
+        fifo.write_all(&vec![1; 200 << 20]).unwrap();
+        drop(fifo);
+        let error = drain.finish().unwrap_err();
+        assert_eq!(error.reason, stasis_shim_api::Reason::ResourceExhausted, "{error}");
     }
 
     #[test]

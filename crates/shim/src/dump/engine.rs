@@ -1,6 +1,5 @@
 //! The OCI runtime and CRIU below it: started, waited for, ended, and their failure explained.
 
-use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -13,9 +12,9 @@ use stasis_oci_runtime::{Call, CgroupMode, CheckpointOptions, Runc};
 use stasis_shim_api::{Reason, ShimError};
 use stasis_sys::process::{Pidfd, signal};
 
-use super::Work;
 use super::job::{Job, internal};
 use super::stop::Stop;
+use super::{Failed, Work};
 use crate::careful;
 
 /// How long CRIU may take to let the container go by itself once the runtime above it is gone. Killed in a dump with
@@ -40,8 +39,6 @@ pub(crate) struct Engine {
     past_gate: bool,
     /// The container, if CRIU may hold connections of it.
     connections: Option<Cgroup>,
-    /// Whether it failed for a reason that passes: a process could not be stopped in time.
-    pub(crate) passing: bool,
 }
 
 impl Engine {
@@ -67,7 +64,7 @@ impl Engine {
         let pid = call.spawn().map_err(engine_error)?;
         let ended = Pidfd::open(pid).map_err(internal)?;
         let connections = job.request.criu.tcp_established.then(|| cgroup.clone());
-        Ok(Self { call: Some(call), pid, ended, status: None, past_gate: false, connections, passing: false })
+        Ok(Self { call: Some(call), pid, ended, status: None, past_gate: false, connections })
     }
 
     /// Waits up to `limit` for the end: whether it has come.
@@ -78,11 +75,11 @@ impl Engine {
         Ok(self.status.is_some())
     }
 
-    /// Waits for the end of the dump.
+    /// Waits for the end of the dump: whether it succeeded. [`Engine::failure`] finds out why not, once the container runs.
     ///
     /// # Errors
-    /// The diagnosis if it failed; if it is given up, CRIU has let the container go.
-    pub(crate) fn finish(&mut self, stop: &Stop, logs: &Path) -> Result<(), ShimError> {
+    /// If it is given up; CRIU has let the container go.
+    pub(crate) fn finish(&mut self, stop: &Stop) -> Result<bool, ShimError> {
         self.past_gate = true;
         let ended = loop {
             match self.wait(stop, Duration::MAX) {
@@ -92,14 +89,17 @@ impl Engine {
         };
         // Before the caller thaws: a CRIU that is left alone puts the freeze back that it found.
         ended.inspect_err(|_| self.end())?;
-        match self.status {
-            Some(status) if status.success() => Ok(()),
-            _ => Err(self.failure(logs)),
+        let succeeded = self.status.is_some_and(|status| status.success());
+        if !succeeded && let Some(cgroup) = &self.connections {
+            // One that was killed by somebody else has left them as one that we kill.
+            hold(cgroup);
+            careful::end_repair(cgroup);
         }
+        Ok(succeeded)
     }
 
     /// Why the ended runtime failed: in CRIU's words if it came so far, else in the runtime's.
-    pub(crate) fn failure(&mut self, logs: &Path) -> ShimError {
+    pub(crate) fn failure(&mut self, logs: &Path) -> Failed {
         let (call, status) = (self.call.take(), self.status);
         let said = match (call, status) {
             (Some(call), Some(status)) => call.finish(status).err().map(engine_error),
@@ -109,11 +109,10 @@ impl Engine {
         match read_tail(&logs.join("dump.log")) {
             Some(log) => {
                 let diagnosis = diagnose(&log);
-                self.passing = diagnosis.code == NOT_STOPPED;
                 let message = format!("the container cannot be checkpointed: {diagnosis}");
-                ShimError { reason: Reason::Engine, message }
+                Failed { error: ShimError { reason: Reason::Engine, message }, passing: diagnosis.code == NOT_STOPPED }
             }
-            None => said,
+            None => said.into(),
         }
     }
 
@@ -153,10 +152,7 @@ impl Engine {
     /// Kills `left` and waits for their end.
     fn kill(&mut self, left: Vec<i32>) {
         if let Some(cgroup) = &self.connections {
-            let end = Instant::now() + careful::HOLD_LIMIT;
-            while !careful::hold(cgroup) && Instant::now() < end {
-                std::thread::sleep(PAUSE);
-            }
+            hold(cgroup);
         }
         for pid in left {
             let _ = signal(pid, Signal::KILL.as_raw());
@@ -179,6 +175,14 @@ impl Drop for Engine {
     }
 }
 
+/// Freezes the container, as long as that may take.
+fn hold(cgroup: &Cgroup) {
+    let end = Instant::now() + careful::HOLD_LIMIT;
+    while !careful::hold(cgroup) && Instant::now() < end {
+        std::thread::sleep(PAUSE);
+    }
+}
+
 fn engine_error(error: stasis_oci_runtime::Error) -> ShimError {
     ShimError { reason: Reason::Engine, message: error.to_string() }
 }
@@ -192,12 +196,6 @@ fn children() -> Vec<i32> {
 
 /// The end of a log; none if there is none, or it is empty.
 pub(crate) fn read_tail(path: &Path) -> Option<String> {
-    use std::io::{Seek, SeekFrom};
-    let mut file = std::fs::File::open(path).ok()?;
-    let size = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(size.saturating_sub(LOG_MAX))).ok()?;
-    let mut bytes = Vec::new();
-    file.take(LOG_MAX).read_to_end(&mut bytes).ok()?;
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    if text.is_empty() { None } else { Some(text) }
+    let text = stasis_sys::path::read_tail(path, LOG_MAX).ok().filter(|text| !text.is_empty())?;
+    Some(String::from_utf8_lossy(&text).into_owned())
 }

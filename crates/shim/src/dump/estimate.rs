@@ -1,6 +1,5 @@
 //! How much memory a container will give, before it is frozen.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use stasis_cgroup::Cgroup;
@@ -43,10 +42,10 @@ impl Estimate {
             let message = format!("there are no processes in the cgroup {}: nothing to checkpoint", cgroup.path());
             return Err(ShimError { reason: Reason::FailedPrecondition, message });
         }
-        let memory: u64 = processes.iter().map(|pid| memory_bytes(*pid)).sum();
+        let memory = memory_bytes(&processes, cgroup.memory_bytes().ok());
         Ok(Self {
             bytes: memory + memory / 8 + MEMORY_SLACK,
-            budget: (available_memory() / BUDGET_SHARE).min(buffer_max.unwrap_or(u64::MAX)),
+            budget: (stasis_sys::memory::available() / BUDGET_SHARE).min(buffer_max.unwrap_or(u64::MAX)),
             images: (processes.len() + IMAGES_SLACK).min(IMAGES_MAX),
         })
     }
@@ -64,6 +63,11 @@ impl Space {
     pub(crate) fn beside(archive: &Path, reserve: u64) -> Self {
         let dir = archive.parent().unwrap_or(Path::new("/")).to_owned();
         Self { dir, reserve: reserve.max(SPACE_RESERVE) }
+    }
+
+    /// The directory of the archive.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Refuses `bytes` that would eat into the reserve.
@@ -84,29 +88,18 @@ impl Space {
 
     /// As [`Space::check`] of nothing more, each time that `written` passes another step.
     pub(crate) fn check_step(&self, written: u64, length: u64) -> Result<(), ShimError> {
-        if (written + length) / SPACE_STEP > written / SPACE_STEP { self.check(0) } else { Ok(()) }
+        if Self::is_step(written, length) { self.check(0) } else { Ok(()) }
     }
-}
 
-/// `MemAvailable`; a node that does not say reserves nothing, and pages go to the disk.
-fn available_memory() -> u64 {
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    kilobytes(&meminfo, "MemAvailable:").unwrap_or(0) * 1024
-}
-
-/// The number in the line `key <number> kB`.
-fn kilobytes(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key))?.split_whitespace().next()?.parse().ok()
+    /// Whether `length` more bytes than `written` pass a step.
+    pub(crate) fn is_step(written: u64, length: u64) -> bool {
+        (written + length) / SPACE_STEP > written / SPACE_STEP
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn free_memory_is_seen() {
-        assert!(available_memory() > 0);
-    }
 
     #[test]
     fn a_checkpoint_that_cannot_fit_is_refused() {

@@ -1,7 +1,6 @@
 //! A frozen container, which runs again however this ends.
 
 use std::fs;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use stasis_cgroup::Cgroup;
@@ -16,9 +15,6 @@ const VFORK_LIMIT: Duration = Duration::from_secs(5);
 const VFORK_PAUSE: Duration = Duration::from_millis(1);
 /// Where the kernel waits for the child of a vfork, by name; the first since 5.10.
 const VFORK_WAITS: [&str; 3] = ["kernel_clone", "_do_fork", "wait_for_vfork_done"];
-
-/// How long the freeze was that has ended, in microseconds.
-static LAST: AtomicU64 = AtomicU64::new(0);
 
 /// Exists as long as the container is frozen; dropping it thaws.
 #[derive(Debug)]
@@ -59,31 +55,30 @@ impl Frozen {
 
     /// CRIU lets the processes go for the time it holds them itself, and freezes them again. If it did not, files and
     /// memory may be of different instants.
-    pub(crate) fn check(&self, cgroup: &Cgroup) -> Result<(), ShimError> {
-        if cgroup.is_frozen().map_err(internal)? {
+    pub(crate) fn check(&self) -> Result<(), ShimError> {
+        if self.cgroup.is_frozen().map_err(internal)? {
             return Ok(());
         }
-        Err(internal(format!("the container in {} was set running by somebody during its checkpoint", cgroup.path())))
+        let path = self.cgroup.path();
+        Err(internal(format!("the container in {path} was set running by somebody during its checkpoint")))
     }
 
-    /// Lets the container run.
-    pub(crate) fn thaw(mut self) -> Result<(), ShimError> {
+    /// Lets the container run; returns for how long it did not, in microseconds.
+    pub(crate) fn thaw(mut self) -> Result<u64, ShimError> {
         self.thaw_now().map_err(internal)
     }
 
-    fn thaw_now(&mut self) -> stasis_cgroup::Result<()> {
+    fn thaw_now(&mut self) -> stasis_cgroup::Result<u64> {
         match self.cgroup.thaw() {
             Err(error) if !error.is_not_found() => return Err(error),
             _ => {}
         }
         self.thawed = true;
-        if self.silent {
-            return Ok(());
-        }
         let frozen_us = micros(self.since.elapsed());
-        LAST.store(frozen_us, Ordering::Relaxed);
-        emit(&Event::Thawed { frozen_us });
-        Ok(())
+        if !self.silent {
+            emit(&Event::Thawed { frozen_us });
+        }
+        Ok(frozen_us)
     }
 }
 
@@ -94,11 +89,6 @@ impl Drop for Frozen {
             let _ = self.thaw_now();
         }
     }
-}
-
-/// How long the freeze was that has ended, in microseconds.
-pub(crate) fn last_us() -> u64 {
-    LAST.load(Ordering::Relaxed)
 }
 
 /// A thread of the frozen container that waits for the child of its vfork.

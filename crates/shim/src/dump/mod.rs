@@ -26,6 +26,7 @@ mod stop;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::process::{Signal, setpriority_process};
@@ -73,13 +74,14 @@ const STOP_SECONDS: u32 = 3;
 const FINDINGS_MAX: usize = 5;
 
 fn run(job: &Job, started: Instant) -> Result<CheckpointReport, ShimError> {
-    let stop = Stop::new(started, job.request.timeout_ms)?;
+    let stop = Arc::new(Stop::new(started, job.request.timeout_ms)?);
     let cgroups = Cgroups::probe().map_err(internal)?;
     let cgroup = cgroups.at(&job.cgroup);
     prepare(job)?;
     let estimate = Estimate::of(&cgroup, job.request.buffer_max)?;
     let space = Space::beside(&job.request.archive, job.request.space_reserve);
-    space.check(estimate.bytes)?;
+    let files = layer::bytes(&job.request)?;
+    space.check(estimate.bytes.saturating_add(files))?;
     check_possible(job, &cgroup)?;
     let mode = cgroup_mode(job, cgroups.mode());
     let mut attempt = 1;
@@ -91,14 +93,16 @@ fn run(job: &Job, started: Instant) -> Result<CheckpointReport, ShimError> {
             Err(failed) => return Err(keep_log(job, &work, failed.error)),
         }
     };
-    let hold = if job.request.leave_running {
-        frozen.thaw()?;
-        None
+    let (written, frozen_us) = if job.request.leave_running {
+        let frozen_us = frozen.thaw()?;
+        (finish(job, &work, parts, &space, &stop)?, frozen_us)
     } else {
-        Some(frozen)
+        let written = finish(job, &work, parts, &space, &stop)?;
+        // Not one instruction runs after the checkpoint.
+        cgroup.kill_all().map_err(internal)?;
+        (written, frozen.thaw()?)
     };
-    let written = finish(job, &work, parts, &space, &stop, hold, &cgroup)?;
-    Ok(report(&work, written, started))
+    Ok(report(&work, written, frozen_us, started))
 }
 
 /// Refuses what CRIU would refuse, while nothing is frozen yet.
@@ -149,57 +153,50 @@ fn dump(
     cgroup: &Cgroup,
     mode: stasis_oci_runtime::CgroupMode,
     room: &Room<'_>,
-    stop: &Stop,
+    stop: &Arc<Stop>,
 ) -> Result<(Parts, Frozen), Failed> {
     let trees = layer::trees(&job.request)?;
+    let text = config(job).text().map_err(internal)?;
+    let log = archive::open_log(job)?;
     let gate = Gate::close(&job.bundle, &work.gate)?;
     let mut engine = Engine::start(job, work, cgroup, mode)?;
     let drain = Drain::start(&work.images, &room.estimate, &job.request.archive, room.space.clone())?;
     // CRIU has started meanwhile and waits for its configuration.
     let open = match gate.wait(&mut engine, stop)? {
         Some(open) => open,
-        None => return Err(engine.failure(&work.logs).into()),
+        None => return Err(engine.failure(&work.logs)),
     };
     let frozen = Frozen::freeze(cgroup, stop)?;
-    let layer = Layer::start(&job.request.upper, trees, &job.request.archive);
-    open.let_through(&config(job).text().map_err(internal)?)?;
-    if let Err(error) = engine.finish(stop, &work.logs) {
+    let layer = Layer::start(&job.request.upper, trees, room.space.clone(), Arc::clone(stop));
+    open.let_through(&text)?;
+    let ended = engine.finish(stop);
+    if !matches!(ended, Ok(true)) {
         drop(frozen);
         // Their memory is free before another attempt takes as much.
-        let _ = (layer.finish(), drain.finish());
-        return Err(Failed { error, passing: engine.passing });
+        let _ = layer.finish();
+        return Err(match (ended, drain.finish()) {
+            (Err(stopped), _) => stopped.into(),
+            (_, Err(full)) => full.into(),
+            _ => engine.failure(&work.logs),
+        });
     }
-    let layer = layer.finish();
-    let log_bytes = job.request.log.as_deref().map_or(0, archive::log_size);
+    let copied = layer.finish();
+    let log = log.map(archive::measured).transpose()?;
     let drained = drain.finish()?;
-    frozen.check(cgroup)?;
-    Ok((Parts { copied: layer?, drained, log_bytes }, frozen))
+    frozen.check()?;
+    Ok((Parts { copied: copied?, drained, log }, frozen))
 }
 
 /// Writes the archive while the container runs again, or before it is ended.
-fn finish(
-    job: &Job,
-    work: &Work,
-    parts: Parts,
-    space: &Space,
-    stop: &Stop,
-    hold: Option<Frozen>,
-    cgroup: &Cgroup,
-) -> Result<Written, ShimError> {
+fn finish(job: &Job, work: &Work, parts: Parts, space: &Space, stop: &Stop) -> Result<Written, ShimError> {
     let _ = setpriority_process(None, 0);
-    let written = archive::write(job, work, parts, space, stop)?;
-    if let Some(hold) = hold {
-        // Not one instruction runs after the checkpoint.
-        cgroup.kill_all().map_err(internal)?;
-        hold.thaw()?;
-    }
-    Ok(written)
+    archive::write(job, work, parts, space, stop)
 }
 
-fn report(work: &Work, written: Written, started: Instant) -> CheckpointReport {
+fn report(work: &Work, written: Written, frozen_us: u64, started: Instant) -> CheckpointReport {
     let stats = archive::stats(work);
     CheckpointReport {
-        frozen_us: frozen::last_us(),
+        frozen_us,
         total_us: job::micros(started.elapsed()),
         archive_bytes: written.bytes,
         pages_written: stats.pages_written + stats.shpages_written,
