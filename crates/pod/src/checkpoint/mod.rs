@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stasis_checkpoint::{ContainerDescription, Digests, ImageDescription, Member, MountDescription, PodDescription};
-use stasis_cri_api::runtime::PodSandboxConfig;
+use stasis_cri_api::runtime::{Mount, PodSandboxConfig};
 use stasis_shim_api::{CheckpointRequest, Tree, layout};
 use stasis_task::Sandbox;
 use tracing::{info, warn};
@@ -253,17 +253,7 @@ impl Pods {
             trees.push(Tree { member: Member::DevShm.name().into_owned(), dir: shm });
         }
         let mounts = record.config.as_ref().map(|config| config.mounts.as_slice()).unwrap_or_default();
-        for volume in &settings.volumes {
-            let mount = mounts.iter().find(|mount| mount.container_path.trim_end_matches('/') == volume);
-            let dir =
-                mount.map(|mount| PathBuf::from(&mount.host_path)).filter(|dir| dir.is_dir()).ok_or_else(|| {
-                    let known: Vec<&str> = mounts.iter().map(|mount| mount.container_path.as_str()).collect();
-                    Error::invalid(format!(
-                        "include-volumes: {volume} is no mount of a directory; there are: {known:?}"
-                    ))
-                })?;
-            trees.push(Tree { member: volume_member(volume)?, dir });
-        }
+        trees.extend(volume_trees(&settings.volumes, mounts)?);
         Ok(trees)
     }
 
@@ -369,6 +359,27 @@ fn entry(record: &ContainerRecord, pod: &PodSandboxConfig, size_bytes: u64) -> C
     }
 }
 
+/// The volumes that go into the archive, each with a member of its own.
+fn volume_trees(volumes: &[String], mounts: &[Mount]) -> Result<Vec<Tree>> {
+    let mut trees: Vec<Tree> = Vec::new();
+    for volume in volumes {
+        let path = volume.trim_end_matches('/');
+        let mount = mounts.iter().find(|mount| mount.container_path.trim_end_matches('/') == path);
+        let dir = mount.map(|mount| PathBuf::from(&mount.host_path)).filter(|dir| dir.is_dir()).ok_or_else(|| {
+            let known: Vec<&str> = mounts.iter().map(|mount| mount.container_path.as_str()).collect();
+            Error::invalid(format!("include-volumes: {volume} is no mount of a directory; there are: {known:?}"))
+        })?;
+        let member = volume_member(path)?;
+        if trees.iter().any(|tree| tree.member == member) {
+            return Err(Error::invalid(format!(
+                "include-volumes: {volume} and another volume would both be {member} in the archive; name one of them"
+            )));
+        }
+        trees.push(Tree { member, dir });
+    }
+    Ok(trees)
+}
+
 /// The member for a volume: its path in the container with dashes, as podman names volumes by plain words.
 fn volume_member(volume: &str) -> Result<String> {
     let name = volume.trim_matches('/').replace('/', "-");
@@ -378,4 +389,36 @@ fn volume_member(volume: &str) -> Result<String> {
             "include-volumes: {volume} has no name for an archive: letters, digits, dots, underscores and dashes only"
         ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_volume_has_a_member_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = |path: &str| Mount {
+            container_path: path.to_owned(),
+            host_path: dir.path().to_str().unwrap().to_owned(),
+            ..Mount::default()
+        };
+        let mounts = [mount("/srv/data"), mount("/srv-data/"), mount("/cache")];
+        let volumes = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let trees = volume_trees(&names, &mounts).map_err(|error| error.to_string())?;
+            Ok::<_, String>(trees.into_iter().map(|tree| tree.member).collect::<Vec<_>>())
+        };
+        let members = ["volumes/srv-data.tar", "volumes/cache.tar"].map(str::to_owned);
+        assert_eq!(volumes(&["/srv/data/", "/cache"]).unwrap(), members);
+        assert_eq!(volumes(&["/srv-data"]).unwrap(), members[..1]);
+        for (both, expected) in [
+            (["/srv/data", "/srv-data"], "would both be volumes/srv-data.tar"),
+            (["/cache", "/cache"], "would both be volumes/cache.tar"),
+            (["/cache", "/absent"], "/absent is no mount of a directory"),
+        ] {
+            let error = volumes(&both).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
 }

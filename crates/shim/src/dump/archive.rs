@@ -73,6 +73,7 @@ pub(crate) fn write(job: &Job, work: &Work, parts: Parts, space: &Space, stop: &
     space.check(if form.zstd.is_some() { 0 } else { expected })?;
     let mut writer = ArchiveWriter::create_as(&job.request.archive, expected, form).map_err(archive_error)?;
     let mut pace = Pace { stop, space, done: 0, expected };
+    pace.tell();
     let mut contents = Contents { files, spools, log, drained: &parts.drained };
     for member in contents.members() {
         pace.step(0)?;
@@ -108,10 +109,14 @@ impl Pace<'_> {
         // However small the pieces are, the shim is told at most once a step.
         if Space::is_step(self.done, bytes) {
             self.space.check(0)?;
-            emit(&Event::Writing { bytes_done: self.done, bytes_total: self.expected });
+            self.tell();
         }
         self.done += bytes;
         Ok(())
+    }
+
+    fn tell(&self) {
+        emit(&Event::Writing { bytes_done: self.done, bytes_total: self.expected });
     }
 }
 
