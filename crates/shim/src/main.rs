@@ -20,6 +20,7 @@ mod restore;
 mod sandbox;
 mod server;
 mod start;
+mod tar;
 mod task;
 
 use std::process::ExitCode;
@@ -27,7 +28,12 @@ use std::process::ExitCode;
 use args::{Action, Args};
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments = std::env::args_os();
+    let program = arguments.next();
+    let arguments: Vec<String> = arguments.map(|argument| argument.to_string_lossy().into_owned()).collect();
+    if tar::is_called(program.as_ref()) {
+        return tar::main(&arguments);
+    }
     if arguments.first().is_some_and(|first| first == checkpoint::WORKER_COMMAND) {
         return dump::main();
     }

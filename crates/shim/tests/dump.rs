@@ -111,7 +111,7 @@ impl Container {
             "root": {"path": "rootfs"},
             "annotations": {"org.criu.config": self.path("criu.conf")},
             "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
-                       {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "size=64k"]}],
+                       {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "size=8m"]}],
             "linux": {"cgroupsPath": self.cgroup.path(),
                       "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"},
                                      {"type": "network", "path": self.path("ns/net")}]},
@@ -186,8 +186,12 @@ struct Worker {
 
 impl Worker {
     fn start(job: &Value) -> Self {
+        Self::start_in(job, &search_path())
+    }
+
+    fn start_in(job: &Value, path: &str) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_containerd-shim-stasis-v1"));
-        command.arg("dump").env("PATH", search_path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.arg("dump").env("PATH", path).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         child.stdin.take().unwrap().write_all(job.to_string().as_bytes()).unwrap();
         let events = BufReader::new(child.stdout.take().unwrap());
@@ -233,6 +237,38 @@ fn members(archive: &Path) -> Vec<String> {
 
 fn member(archive: &Path, name: &str) -> Vec<u8> {
     Command::new("tar").arg("-xOf").arg(archive).arg(name).output().unwrap().stdout
+}
+
+/// The names in the saved tmpfs that holds `name`.
+fn saved_tmpfs(archive: &Path, name: &str) -> Vec<String> {
+    let list = |image: String| {
+        let mut tar = Command::new("tar").arg("-tzf-").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        tar.stdin.take().unwrap().write_all(&member(archive, &image)).unwrap();
+        String::from_utf8(tar.wait_with_output().unwrap().stdout).unwrap()
+    };
+    let images = members(archive).into_iter().filter(|name| name.starts_with("checkpoint/tmpfs-"));
+    let names =
+        |text: String| -> Vec<String> { text.lines().map(|line| line.trim_start_matches("./").to_owned()).collect() };
+    images.map(list).map(names).find(|names| names.iter().any(|known| known == name)).unwrap_or_default()
+}
+
+#[test]
+fn a_small_tmpfs_is_saved_without_the_nodes_tar_and_a_large_one_by_it() {
+    let container = Container::running(COUNTER);
+    // The engines alone: neither tar nor gzip is there.
+    let engines = engine("").display().to_string();
+    let (_, last) = Worker::start_in(&container.job(), &engines).finish();
+    assert_eq!(last["event"], "done", "{last}");
+    assert!(saved_tmpfs(&container.archive(), "null").contains(&"zero".to_owned()));
+
+    let large = Container::running(&format!("head -c 3000000 /dev/zero >/dev/large; {COUNTER}"));
+    let (_, last) = Worker::start_in(&large.job(), &engines).finish();
+    assert!(last.to_string().contains("tar"), "{last}");
+    large.check_unharmed();
+    large.check_nothing_written();
+    let (_, last) = Worker::run(&large.job());
+    assert_eq!(last["event"], "done", "{last}");
+    assert!(saved_tmpfs(&large.archive(), "null").contains(&"large".to_owned()));
 }
 
 #[test]

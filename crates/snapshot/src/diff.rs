@@ -1,7 +1,8 @@
 //! Cuts a layer from an overlay's upper directory: what changed over the layers below, as an OCI layer (image spec,
-//! layer.md). The same tree gives the same bytes: names are sorted, and nothing of this machine or moment goes in.
+//! layer.md); or writes a plain tree. The same tree gives the same bytes: names are sorted, and nothing of this machine or
+//! moment goes in.
 
-use crate::error::{Doing, Result};
+use crate::error::{Doing, Error, Result};
 use crate::overlay::{OPAQUE_NAME, WHITEOUT_PREFIX, is_opaque, is_whiteout, is_xattr_allowed};
 use crate::tar_writer::{TarWriter, Target};
 use crate::tree;
@@ -37,26 +38,62 @@ pub fn write_diff(upper: &Path, out: impl Write) -> Result<DiffStats> {
 /// As [`write_diff`], but leaves out each path, relative to `upper`, that `keep` says no to, and all below it.
 pub fn write_diff_filtered(upper: &Path, out: impl Write, mut keep: impl FnMut(&Path) -> bool) -> Result<DiffStats> {
     let root = Root::open(upper).doing("opening", upper)?;
-    let mut diff = Diff { root, upper, out: TarWriter::new(out), linked: HashMap::new() };
-    let mut pending = diff.children(Path::new(""))?;
-    while let Some(path) = pending.pop() {
-        if keep(&path) && diff.visit(&path)? {
-            pending.append(&mut diff.children(&path)?);
-        }
-    }
-    let (entries, bytes) = diff.out.finish().doing("writing the layer of", upper)?;
-    Ok(DiffStats { entries, bytes })
+    let mut diff = Diff { root, upper, form: Form::Layer, out: TarWriter::new(out), linked: HashMap::new() };
+    diff.below_root(&mut keep)?;
+    diff.finish()
+}
+
+/// Writes the tree in `dir` with the attributes of `dir` itself, as `tar .` would: no name means anything, and there are no
+/// overlay's marks. Sockets are left out. `shown` is its path in messages.
+///
+/// # Errors
+/// If it cannot be read or written, and if another file system is mounted in it.
+pub fn write_tree(dir: OwnedFd, shown: &Path, out: impl Write) -> Result<DiffStats> {
+    let root = fstat(&dir).doing("examining", shown)?;
+    let form = Form::Tree { device: root.st_dev };
+    let mut tree =
+        Diff { root: Root::from_fd(dir), upper: shown, form, out: TarWriter::new(out), linked: HashMap::new() };
+    tree.visit(Path::new(ROOT_NAME))?;
+    tree.below_root(&mut |_| true)?;
+    tree.finish()
+}
+
+/// What a tree's own root is called in an archive.
+const ROOT_NAME: &str = ".";
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Overlay's marks become those of layers.
+    Layer,
+    /// All is what it is, on this one device.
+    Tree { device: u64 },
 }
 
 struct Diff<'a, W> {
     root: Root,
     upper: &'a Path,
+    form: Form,
     out: TarWriter<W>,
     /// The first name of each file that has several.
     linked: HashMap<(u64, u64), PathBuf>,
 }
 
 impl<W: Write> Diff<'_, W> {
+    fn below_root(&mut self, keep: &mut impl FnMut(&Path) -> bool) -> Result<()> {
+        let mut pending = self.children(Path::new(""))?;
+        while let Some(path) = pending.pop() {
+            if keep(&path) && self.visit(&path)? {
+                pending.append(&mut self.children(&path)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<DiffStats> {
+        let (entries, bytes) = self.out.finish().doing("writing the archive of", self.upper)?;
+        Ok(DiffStats { entries, bytes })
+    }
+
     /// The paths of a directory's children, last one first, to be taken from the end.
     fn children(&self, path: &Path) -> Result<Vec<PathBuf>> {
         let dir = tree::open_dir(self.root.as_fd(), path).doing("opening", &self.shown(path))?;
@@ -69,9 +106,16 @@ impl<W: Write> Diff<'_, W> {
         let place = open_beneath(self.root.as_fd(), path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())
             .doing("opening", &self.shown(path))?;
         let stat = fstat(&place).doing("examining", &self.shown(path))?;
-        if is_whiteout(&stat) {
-            self.write_whiteout(path)?;
-            return Ok(false);
+        match self.form {
+            Form::Layer if is_whiteout(&stat) => {
+                self.write_whiteout(path)?;
+                return Ok(false);
+            }
+            Form::Tree { device } if stat.st_dev != device => {
+                let error = io::Error::new(io::ErrorKind::CrossesDevices, "another file system is mounted there");
+                return Err(Error::io("examining", &self.shown(path), error));
+            }
+            _ => {}
         }
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind != FileType::Directory && stat.st_nlink > 1 {
@@ -109,7 +153,7 @@ impl<W: Write> Diff<'_, W> {
         let dir = reopen(place, OFlags::RDONLY | OFlags::DIRECTORY).doing("opening", &self.shown(path))?;
         let xattrs = xattrs(&dir).doing("reading the attributes of", &self.shown(path))?;
         self.out.entry(path, stat, Target::Directory, &xattrs).doing("writing", &self.shown(path))?;
-        if is_opaque(&dir).doing("reading the attributes of", &self.shown(path))? {
+        if self.form == Form::Layer && is_opaque(&dir).doing("reading the attributes of", &self.shown(path))? {
             self.out.marker(&path.join(OPAQUE_NAME)).doing("writing", &self.shown(path))?;
         }
         Ok(())

@@ -30,7 +30,7 @@ mod tree;
 
 pub use decompress::decompress;
 pub use delete::delete_paths;
-pub use diff::{DiffStats, write_diff, write_diff_filtered};
+pub use diff::{DiffStats, write_diff, write_diff_filtered, write_tree};
 pub use error::{Error, Result};
 pub use limits::Limits;
 pub use store::Snapshots;

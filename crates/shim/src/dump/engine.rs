@@ -61,6 +61,7 @@ impl Engine {
         };
         let mut call = runc.checkpoint(&job.request.id, &options);
         call.capture().map_err(internal)?;
+        call.command().env("PATH", work.path()?);
         let pid = call.spawn().map_err(engine_error)?;
         let ended = Pidfd::open(pid).map_err(internal)?;
         let connections = job.request.criu.tcp_established.then(|| cgroup.clone());

@@ -23,6 +23,7 @@ mod job;
 mod layer;
 mod stop;
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -227,6 +228,8 @@ struct Work {
     logs: PathBuf,
     gate: PathBuf,
     runtime_logs: PathBuf,
+    /// Programs that CRIU finds before the node's own.
+    programs: PathBuf,
 }
 
 impl Work {
@@ -238,8 +241,19 @@ impl Work {
                 .map_err(|error| internal(format!("cannot create {} for the checkpoint: {error}", path.display())))?;
             Ok(path)
         };
-        let gate = dir.join("criu.conf");
-        Ok(Self { images: sub("images")?, logs: sub("logs")?, runtime_logs: sub("runtime")?, gate })
+        let (images, logs, runtime_logs, programs) = (sub("images")?, sub("logs")?, sub("runtime")?, sub("programs")?);
+        // Without it the node's own is found.
+        if let Ok(shim) = std::env::current_exe() {
+            let _ = std::os::unix::fs::symlink(shim, programs.join(crate::tar::NAME));
+        }
+        Ok(Self { images, logs, gate: dir.join("criu.conf"), runtime_logs, programs })
+    }
+
+    /// `PATH` for CRIU.
+    fn path(&self) -> Result<OsString, ShimError> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let programs = std::iter::once(self.programs.clone()).chain(std::env::split_paths(&path));
+        std::env::join_paths(programs).map_err(|error| internal(format!("cannot put PATH together: {error}")))
     }
 }
 
