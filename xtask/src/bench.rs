@@ -3,6 +3,7 @@
 //! `cargo xtask bench` prints a table with each bar and whether it is met. Both runtimes have the same engines, the
 //! same network configuration, the same images from the same registry, and the same client.
 
+mod crowd;
 mod measure;
 mod table;
 
@@ -10,7 +11,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use self::measure::Bench;
+use self::measure::{Bench, Load};
 use self::table::{Bar, Table};
 use crate::compile;
 use crate::engines;
@@ -22,7 +23,28 @@ use crate::registry::Registry;
 
 /// What can be measured, with the word that chooses it. All but `masquerade` have a plain bridge: with masquerading and
 /// port mappings most of a pod's start and end is the plugins' calls of iptables, which are the same under any runtime.
-pub(crate) const NAMES: [&str; 6] = ["lifecycle", "masquerade", "checkpoint", "gigabyte", "memory", "stats"];
+pub(crate) const NAMES: [&str; 9] =
+    ["lifecycle", "masquerade", "checkpoint", "processes", "gigabyte", "four-gigabytes", "crowd", "memory", "stats"];
+
+/// Checkpoints by name: what is frozen, and the bars of call, freeze, restore and writes.
+const CHECKPOINTS: [(&str, Load, [Bar; 4]); 4] = [
+    (
+        "checkpoint",
+        Load { mebibytes: 1, processes: 1 },
+        [Bar::Ratio(0.5), Bar::AtMost(30.0), Bar::Ratio(1.0), Bar::None],
+    ),
+    ("processes", Load { mebibytes: 1, processes: 100 }, [Bar::None, Bar::AtMost(300.0), Bar::Ratio(1.0), Bar::None]),
+    (
+        "gigabyte",
+        Load { mebibytes: 1024, processes: 1 },
+        [Bar::Ratio(0.25), Bar::Ratio(0.2), Bar::Ratio(1.0), Bar::AtMost(1.05)],
+    ),
+    (
+        "four-gigabytes",
+        Load { mebibytes: 4096, processes: 1 },
+        [Bar::None, Bar::AtMost(1000.0), Bar::None, Bar::AtMost(1.05)],
+    ),
+];
 
 /// Pods of the benchmarks of memory and statistics.
 const PODS: usize = 60;
@@ -30,7 +52,8 @@ const PODS: usize = 60;
 /// Which benchmarks, and how often.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// One of lifecycle, masquerade, checkpoint, gigabyte, memory, stats; all of them if none is named
+    /// One of lifecycle, masquerade, checkpoint, processes, gigabyte, four-gigabytes, crowd, memory, stats; all of them if
+    /// none is named
     name: Option<String>,
     /// Rounds of each measurement; the table shows medians
     #[arg(long, default_value_t = 10)]
@@ -127,17 +150,25 @@ async fn measure(
         table.add("masquerading: run + create + start, ms", Bar::None, &times.up);
         table.add("masquerading: stop + remove, ms", Bar::None, &times.down);
     }
-    for (name, mebibytes, bars) in [
-        ("checkpoint", 1, [Bar::Ratio(0.5), Bar::Ratio(0.5), Bar::Ratio(1.0)]),
-        ("gigabyte", 1024, [Bar::Ratio(0.25), Bar::Ratio(0.2), Bar::Ratio(1.0)]),
-    ] {
+    for (name, load, bars) in CHECKPOINTS {
         if chosen(name) {
-            let times = bench.checkpoint(&hog, mebibytes).await?;
-            let [call, frozen, restore] = bars;
-            table.add(&format!("{mebibytes} MiB: checkpoint, ms"), call, &times.call);
-            table.add(&format!("{mebibytes} MiB: frozen in it, ms"), frozen, &times.frozen);
-            table.add(&format!("{mebibytes} MiB: restore to first output, ms"), restore, &times.restore);
+            let times = bench.checkpoint(&hog, load).await?;
+            let what = match load.processes {
+                1 => format!("{} MiB", load.mebibytes),
+                processes => format!("{processes} processes"),
+            };
+            let [call, frozen, restore, written] = bars;
+            table.add(&format!("{what}: checkpoint, ms"), call, &times.call);
+            table.add(&format!("{what}: frozen in it, ms"), frozen, &times.frozen);
+            table.add(&format!("{what}: restore to first output, ms"), restore, &times.restore);
+            table.add(&format!("{what}: disk writes / archive"), written, &times.written);
         }
+    }
+    if chosen("crowd") {
+        let crowd = bench.crowd(&hog).await?;
+        table.add("10 × 100 MiB at once: until all are done, ms", Bar::None, &crowd.all);
+        table.add("… longest freeze / that of one alone", Bar::AtMost(2.0), &crowd.frozen);
+        table.add("… memory beyond one's buffer, MB", Bar::AtMost(50.0), &crowd.memory);
     }
     if chosen("memory") {
         let memory = bench.memory(&busybox, PODS).await?;

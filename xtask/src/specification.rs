@@ -1,4 +1,5 @@
-//! The check that every promise of `docs/specification.md` names a test or a benchmark that exists.
+//! The check that every promise of `docs/specification.md` has a number of its own and names a test or a benchmark that
+//! exists.
 //!
 //! A promise begins with `- **NUMBER**`, and its text goes on to the next one or to a heading. It names its proof as
 //! `Test: ` or `Benchmark: ` followed by names in backticks; a test's name is that of its function, with or without
@@ -33,8 +34,12 @@ pub(crate) fn check(places: &Places) -> Result<()> {
 /// What is wrong with a specification, a line each.
 fn faults(text: &str, functions: &BTreeSet<String>) -> Vec<String> {
     let mut faults = Vec::new();
+    let mut numbers = BTreeSet::new();
     for promise in promises(text) {
         let number = promise[PROMISE.len()..].split("**").next().unwrap_or("");
+        if !numbers.insert(number.to_owned()) {
+            faults.push(format!("{number} is given twice"));
+        }
         let tests = names_after(&promise, &["Test:", "Tests:"]);
         let benchmarks = names_after(&promise, &["Benchmark:", "Benchmarks:"]);
         if tests.is_empty() && benchmarks.is_empty() {
@@ -118,5 +123,11 @@ mod tests {
         check("- **S1** It holds.\n\n# Next\nTest: `it_holds`\n", &["S1 names neither a test nor a benchmark"]);
         check("- **S2** Test: `gone`.", &["S2 names the test gone, which does not exist"]);
         check("- **S3** Benchmark: `gone`.", &["S3 names the benchmark gone, which does not exist"]);
+    }
+
+    #[test]
+    fn a_number_is_given_once() {
+        let promise = "- **S1** It holds. Test: `it_holds`.\n";
+        check(&promise.repeat(2), &["S1 is given twice"]);
     }
 }

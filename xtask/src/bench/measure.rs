@@ -51,6 +51,27 @@ pub(super) struct Checkpoint {
     pub(super) frozen: Series,
     /// CreateContainer, StartContainer, and on to the workload's next tick.
     pub(super) restore: Series,
+    /// Bytes that went to the disk meanwhile, as a share of the archive's. The machine's own writes are among them.
+    pub(super) written: Series,
+}
+
+/// What is frozen: a hog of a size, with sleeping processes beside it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Load {
+    pub(super) mebibytes: usize,
+    /// All together.
+    pub(super) processes: usize,
+}
+
+impl Load {
+    fn command(self) -> String {
+        let others = self.processes - 1;
+        format!("for i in $(seq {others}); do sleep 100000 & done; exec /hog {}", self.mebibytes)
+    }
+
+    fn name(self) -> String {
+        format!("{}-{}", self.mebibytes, self.processes)
+    }
 }
 
 /// Memory with many pods, in megabytes.
@@ -97,18 +118,19 @@ impl Bench<'_> {
         Ok(times)
     }
 
-    /// Checkpoints a workload of that size and restores it in a new pod.
-    pub(super) async fn checkpoint(&mut self, image: &str, mebibytes: usize) -> Result<Checkpoint> {
-        let mut times = Checkpoint { call: self.series(), frozen: self.series(), restore: self.series() };
+    /// Checkpoints a workload and restores it in a new pod.
+    pub(super) async fn checkpoint(&mut self, image: &str, load: Load) -> Result<Checkpoint> {
+        let mut times =
+            Checkpoint { call: self.series(), frozen: self.series(), restore: self.series(), written: self.series() };
         let mut checkpoints: Vec<Option<String>> = vec![None; self.nodes.len()];
         for round in 0..=self.rounds {
             for (number, node) in self.nodes.iter_mut().enumerate() {
                 let archive = node.ground.archives().join("archive.tar");
-                let (call, frozen) = checkpoint(node, image, mebibytes, round, &archive).await?;
+                let frozen = freeze(node, image, load, round, &archive).await?;
                 let checkpoint = match &checkpoints[number] {
                     Some(reference) => reference.clone(),
                     None => {
-                        let repository = format!("checkpoint-{}-{mebibytes}", node.ground.name);
+                        let repository = format!("checkpoint-{}-{}", node.ground.name, load.name());
                         let image = checkpoint_image(&archive, "main")?;
                         let reference = self.registry.push(&image, &repository, "latest")?;
                         node.cri.pull(&reference).await?;
@@ -116,10 +138,11 @@ impl Bench<'_> {
                     }
                 };
                 fs::remove_file(&archive)?;
-                let restore = restore(node, &checkpoint, mebibytes, round).await?;
+                let restore = restore(node, &checkpoint, load, round).await?;
                 if round > 0 {
-                    times.call[number].push(call);
-                    times.frozen[number].push(frozen);
+                    times.call[number].push(frozen.call);
+                    times.frozen[number].push(frozen.frozen);
+                    times.written[number].push(frozen.written);
                     times.restore[number].push(restore);
                 }
             }
@@ -170,37 +193,60 @@ impl Bench<'_> {
         Ok(memory)
     }
 
-    fn series(&self) -> Series {
+    pub(super) fn series(&self) -> Series {
         vec![Vec::new(); self.nodes.len()]
     }
 }
 
-/// Starts the workload, checkpoints it once, removes it. Returns the time of the call and the time frozen.
-async fn checkpoint(
-    node: &mut Node,
-    image: &str,
-    mebibytes: usize,
-    round: usize,
-    archive: &Path,
-) -> Result<(f64, f64)> {
-    let pod = node.cri.run_pod(node.pod_config(&format!("freeze-{mebibytes}-{round}"))).await?;
-    let size = mebibytes.to_string();
-    let container = node.cri.create(&pod, container_config("main", image, &["/hog", &size])).await?;
-    node.cri.start(&container).await?;
-    let warm = |messages: &[String]| (ticks(messages).len() >= WARM_TICKS).then_some(());
-    await_message(&container.log, OUTPUT, "tick", warm).await?;
-    let before = now();
+/// One checkpoint: milliseconds, and what was written as a share of the archive.
+struct Frozen {
+    call: f64,
+    frozen: f64,
+    written: f64,
+}
+
+/// Starts the workload, checkpoints it once, removes it.
+async fn freeze(node: &mut Node, image: &str, load: Load, round: usize, archive: &Path) -> Result<Frozen> {
+    let (pod, container) = start(node, image, load, &format!("freeze-{}-{round}", load.name())).await?;
+    rustix::fs::sync();
+    let (before, written_before) = (now(), written()?);
     let begin = Instant::now();
     node.cri.checkpoint(&container, archive).await?;
     let call = milliseconds(begin);
-    let frozen = largest_gap(&container, before, now()).await?;
+    let after = now();
+    rustix::fs::sync();
+    let written = (written()? - written_before) as f64 / fs::metadata(archive)?.len() as f64;
+    let frozen = largest_gap(&container, before, after).await?;
     remove(node, &pod).await?;
-    Ok((call, frozen))
+    Ok(Frozen { call, frozen, written })
+}
+
+/// Runs the workload in a pod of its own until it ticks.
+pub(super) async fn start(node: &mut Node, image: &str, load: Load, pod: &str) -> Result<(Pod, Container)> {
+    let pod = node.cri.run_pod(node.pod_config(pod)).await?;
+    let config = container_config("main", image, &["sh", "-c", &load.command()]);
+    let container = node.cri.create(&pod, config).await?;
+    node.cri.start(&container).await?;
+    let warm = |messages: &[String]| (ticks(messages).len() >= WARM_TICKS).then_some(());
+    await_message(&container.log, OUTPUT, "tick", warm).await?;
+    Ok((pod, container))
+}
+
+/// Bytes written to all disks since the machine started (`/proc/diskstats`: sectors written are the tenth field; a
+/// partition counts in its disk, which stands before it).
+fn written() -> Result<u64> {
+    let text = fs::read_to_string("/proc/diskstats").context("read /proc/diskstats")?;
+    let sectors = |line: &str| -> Option<u64> {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_disk = Path::new("/sys/block").join(fields.get(2)?).exists();
+        if is_disk { fields.get(9)?.parse().ok() } else { None }
+    };
+    Ok(text.lines().filter_map(sectors).sum::<u64>() * 512)
 }
 
 /// Restores a checkpoint image in a new pod; returns the time to the first new tick.
-async fn restore(node: &mut Node, checkpoint: &str, mebibytes: usize, round: usize) -> Result<f64> {
-    let pod = node.cri.run_pod(node.pod_config(&format!("thaw-{mebibytes}-{round}"))).await?;
+async fn restore(node: &mut Node, checkpoint: &str, load: Load, round: usize) -> Result<f64> {
+    let pod = node.cri.run_pod(node.pod_config(&format!("thaw-{}-{round}", load.name()))).await?;
     let begin = now();
     let container = node.cri.create(&pod, container_config("main", checkpoint, &[])).await?;
     node.cri.start(&container).await?;
@@ -211,7 +257,7 @@ async fn restore(node: &mut Node, checkpoint: &str, mebibytes: usize, round: usi
 }
 
 /// The largest gap, in milliseconds, between ticks from the one before `before` to the one after `after`.
-async fn largest_gap(container: &Container, before: u128, after: u128) -> Result<f64> {
+pub(super) async fn largest_gap(container: &Container, before: u128, after: u128) -> Result<f64> {
     let reached = |messages: &[String]| {
         let ticks = ticks(messages);
         (ticks.last() > Some(&after)).then_some(ticks)
@@ -266,7 +312,7 @@ fn processor_time(node: &Node) -> Result<f64> {
     Ok(all as f64 * 1e3 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-async fn remove(node: &mut Node, pod: &Pod) -> Result<()> {
+pub(super) async fn remove(node: &mut Node, pod: &Pod) -> Result<()> {
     node.cri.stop_pod(&pod.id).await?;
     node.cri.remove_pod(&pod.id).await
 }
@@ -277,12 +323,12 @@ fn ticks(messages: &[String]) -> Vec<u128> {
     messages.iter().filter_map(value).collect()
 }
 
-fn milliseconds(begin: Instant) -> f64 {
+pub(super) fn milliseconds(begin: Instant) -> f64 {
     begin.elapsed().as_secs_f64() * 1e3
 }
 
 /// The workload's clock.
-fn now() -> u128 {
+pub(super) fn now() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos())
 }
 
