@@ -7,6 +7,10 @@ use sha2::{Digest, Sha256};
 
 use crate::direct::DirectWriter;
 use crate::image::sha256_name;
+use crate::limits;
+
+/// What a skippable frame of zstd begins with (RFC 8878, 3.1.2); four bytes of length follow.
+const SKIPPABLE_MAGIC: u32 = 0x184D_2A50;
 
 /// In which form an archive is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,12 +57,14 @@ impl std::fmt::Debug for Output {
 }
 
 impl Output {
-    /// Writes into `file`, which is empty; `expected` bytes are reserved, if they go there as they are.
+    /// Writes into `file`, which is empty; `expected` bytes are reserved, if they go there as they are. No more than that may
+    /// come, or a reader may refuse a compressed archive.
     pub(crate) fn new(file: File, expected: u64, form: Form) -> io::Result<Self> {
         let hash = || form.digest.then(Sha256::new);
         let reserved = if form.zstd.is_some() { 0 } else { expected };
-        let file = Hashed { file: DirectWriter::new(file, reserved)?, hash: hash() };
+        let mut file = Hashed { file: DirectWriter::new(file, reserved)?, hash: hash() };
         let Some(zstd) = form.zstd else { return Ok(Self::Plain(file)) };
+        file.write_all(&room_for(expected)?)?;
         let mut encoder = zstd::Encoder::new(file, zstd.level)?;
         encoder.multithread(zstd.threads)?;
         Ok(Self::Zstd { encoder: Box::new(encoder), plain: hash() })
@@ -104,6 +110,20 @@ impl Write for Output {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// What a compressed archive begins with, so that memory full of zeros does not make a bomb of it: readers refuse a file that
+/// grows beyond reason. It is an empty frame, by whose first bytes the file is known, and one that decoders skip.
+fn room_for(expected: u64) -> io::Result<Vec<u8>> {
+    if expected < limits::RATIO_FREE {
+        return Ok(Vec::new());
+    }
+    let length = u32::try_from(expected / limits::RATIO_MAX + 1).map_err(io::Error::other)?;
+    let mut frames = zstd::encode_all(io::empty(), 0)?;
+    frames.extend(SKIPPABLE_MAGIC.to_le_bytes());
+    frames.extend(length.to_le_bytes());
+    frames.resize(frames.len() + length as usize, 0);
+    Ok(frames)
 }
 
 /// A file and the hash of what is in it.

@@ -72,9 +72,15 @@ impl ArchiveWriter {
     /// Begins a member of exactly `size` bytes, which the caller then writes by [`Write`].
     ///
     /// # Errors
-    /// If the member before is not complete, or members come out of order.
+    /// If the member before is not complete, members come out of order, or no reader would take one of that size.
     pub fn begin(&mut self, member: &Member, size: u64) -> Result<()> {
         self.end_member()?;
+        if size > member.size_max() {
+            return Err(Error::malformed(
+                member,
+                format!("it has {size} bytes; {} can be read back", member.size_max()),
+            ));
+        }
         if matches!(member, Member::Image(_)) && !self.has_image_dir {
             self.header(&Member::ImageDir, 0)?;
             self.has_image_dir = true;

@@ -13,8 +13,8 @@ use std::process::Command;
 use common::{IMAGE_ID, gzip, tar};
 use serde_json::{Value, json};
 use stasis_checkpoint::{
-    ArchiveWriter, ContainerDescription, Dialect, EngineFacts, ImageDescription, Member, MountDescription,
-    PodDescription, Profile, image_from_archive, inspect, is_partial, marker, read_metadata,
+    ArchiveWriter, ContainerDescription, Dialect, EngineFacts, Form, ImageDescription, Member, MountDescription,
+    PodDescription, Profile, Zstd, extract, image_from_archive, inspect, is_partial, limits, marker, read_metadata,
 };
 
 fn description() -> ContainerDescription {
@@ -267,6 +267,38 @@ fn a_compressed_archive_has_two_digests() {
     assert_ne!(parts.diff_id, parts.layer_digest);
     fs::write(&path, &plain).unwrap();
     assert_eq!(image_from_archive(&path, None, None, &EngineFacts::default(), None).unwrap().diff_id, parts.diff_id);
+}
+
+#[test]
+fn memory_full_of_zeros_is_read_back_however_it_is_compressed() {
+    const ZEROS: u64 = 400 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("zeros.tar");
+    let form = Form { zstd: Some(Zstd { level: 1, threads: 0 }), digest: true };
+    let mut writer = ArchiveWriter::create_as(&path, ZEROS + (1 << 20), form).unwrap();
+    for (name, content) in common::containerd() {
+        if ["config.dump", "spec.dump"].contains(&name.as_str()) {
+            writer.add(&Member::parse(&name).unwrap(), &content).unwrap();
+        }
+    }
+    writer.add(&Member::Image("inventory.img".to_owned()), b"inventory").unwrap();
+    writer.add_from(&Member::Image("pages-1.img".to_owned()), ZEROS, std::io::repeat(0)).unwrap();
+    let written = writer.finish().unwrap();
+    assert!(written.bytes < ZEROS / 900, "{written:?}");
+    extract(File::open(&path).unwrap(), &dir.path().join("extracted")).unwrap();
+    let pages = fs::metadata(dir.path().join("extracted/checkpoint/pages-1.img")).unwrap();
+    assert_eq!(pages.len(), ZEROS);
+    // As the layer of an image, which has limits of its own.
+    let mut layer = stasis_snapshot::decompress(File::open(&path).unwrap()).unwrap();
+    assert!(std::io::copy(&mut layer, &mut std::io::sink()).unwrap() > ZEROS);
+}
+
+#[test]
+fn what_no_reader_takes_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = ArchiveWriter::create(&dir.path().join("a.tar"), 0).unwrap();
+    let error = writer.begin(&Member::ConfigDump, limits::JSON_MAX + 1).unwrap_err();
+    assert!(error.to_string().contains("can be read back"), "{error}");
 }
 
 #[test]

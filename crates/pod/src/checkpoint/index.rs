@@ -1,7 +1,8 @@
 //! The checkpoints that this node made: which there are, which are kept, and which go.
 //!
 //! A row is written once the archive or the image is durable, and goes with it. What was made elsewhere, or carried away, is
-//! not in the index and is never touched; a row whose archive or image is gone is dropped when the index is read.
+//! not in the index and is never touched; a row whose archive or image is gone is not shown, and dropped when the next
+//! checkpoint is entered.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -119,8 +120,7 @@ impl Pods {
     /// # Errors
     /// Where the index cannot be read.
     pub async fn checkpoints(&self) -> Result<Vec<CheckpointEntry>> {
-        let _index = self.checkpoint_index.lock().await;
-        self.present().await
+        Ok(self.indexed().await?.0)
     }
 
     /// Removes checkpoints by ID, unique beginning of one, path or image reference.
@@ -129,7 +129,7 @@ impl Pods {
     /// `NotFound` for a name that fits none, before anything is removed.
     pub async fn remove_checkpoints(&self, names: &[String]) -> Result<Vec<CheckpointEntry>> {
         let _index = self.checkpoint_index.lock().await;
-        let all = self.present().await?;
+        let all = self.checkpoints().await?;
         let entries = names.iter().map(|name| find(&all, name)).collect::<Result<Vec<_>>>()?;
         self.remove_entries(entries).await
     }
@@ -144,7 +144,7 @@ impl Pods {
         dry_run: bool,
     ) -> Result<Vec<CheckpointEntry>> {
         let _index = self.checkpoint_index.lock().await;
-        let all = self.present().await?;
+        let all = self.checkpoints().await?;
         let retention = retention.unwrap_or(&self.config.checkpoint_retention);
         let surplus = retention.surplus(&all, now());
         if dry_run {
@@ -159,7 +159,7 @@ impl Pods {
     /// `NotFound` if there is none of that name.
     pub async fn pin_checkpoint(&self, name: &str, pinned: bool) -> Result<CheckpointEntry> {
         let _index = self.checkpoint_index.lock().await;
-        let all = self.present().await?;
+        let all = self.checkpoints().await?;
         let entry = CheckpointEntry { pinned, ..find(&all, name)?.clone() };
         self.store.put_checkpoint(&entry).await?;
         Ok(entry)
@@ -181,38 +181,40 @@ impl Pods {
 
     async fn remember(&self, mut entry: CheckpointEntry) -> Result<()> {
         entry.id = stasis_sys::file::random_id()[..ID_DIGITS].to_owned();
-        {
-            let _index = self.checkpoint_index.lock().await;
-            // One that was written over is no longer there.
-            for old in self.store.checkpoints()?.iter().filter(|old| old.path == entry.path && old.image == entry.image)
-            {
-                self.store.delete_checkpoint(&old.id).await?;
-                entry.pinned |= old.pinned;
-            }
-            self.store.put_checkpoint(&entry).await?;
+        let _index = self.checkpoint_index.lock().await;
+        let (mut all, gone) = self.indexed().await?;
+        for gone in gone {
+            self.store.delete_checkpoint(&gone.id).await?;
         }
-        // The new one is there whatever becomes of the old ones.
-        if let Err(error) = self.prune_checkpoints(None, false).await {
+        // One that was written over is no longer there.
+        for old in all.extract_if(.., |old| old.path == entry.path && old.image == entry.image) {
+            self.store.delete_checkpoint(&old.id).await?;
+            entry.pinned |= old.pinned;
+        }
+        self.store.put_checkpoint(&entry).await?;
+        // The new one is there whatever becomes of the old ones, and does not go with them: somebody was told of it.
+        let id = entry.id.clone();
+        all.push(entry);
+        let surplus = self.config.checkpoint_retention.surplus(&all, now());
+        let surplus = surplus.into_iter().filter(|entry| entry.id != id).collect();
+        if let Err(error) = self.remove_entries(surplus).await {
             warn!(%error, "cannot prune checkpoints");
         }
         Ok(())
     }
 
-    /// Entries whose archive or image is still there, and still the one that was made; the rows of the others go.
-    async fn present(&self) -> Result<Vec<CheckpointEntry>> {
-        let mut present = Vec::new();
+    /// Entries whose archive or image is still there, and still the one that was made, newest first; and the others.
+    async fn indexed(&self) -> Result<(Vec<CheckpointEntry>, Vec<CheckpointEntry>)> {
+        let (mut present, mut gone) = (Vec::new(), Vec::new());
         for entry in self.store.checkpoints()? {
             let there = match entry.image.as_str() {
                 "" => is_there(&entry).await,
                 image => self.images.resolve(image).is_some_and(|image| image.id == entry.image_id),
             };
-            match there {
-                true => present.push(entry),
-                false => self.store.delete_checkpoint(&entry.id).await?,
-            }
+            if there { present.push(entry) } else { gone.push(entry) }
         }
         present.sort_by_key(|entry| std::cmp::Reverse(entry.created_at));
-        Ok(present)
+        Ok((present, gone))
     }
 
     async fn remove_entries(&self, entries: Vec<&CheckpointEntry>) -> Result<Vec<CheckpointEntry>> {

@@ -10,7 +10,7 @@ mod options;
 mod preflight;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,8 @@ const MEMBERS: &str = "checkpoint-members-";
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Directory of the logs of CRIU that were kept, below the root directory; one a container.
 const FAILURE_LOGS: &str = "checkpoint-logs";
+/// So many logs of CRIU stay, the newest ones: each has up to a few megabytes, and containers come and go.
+const FAILURE_LOGS_MAX: usize = 32;
 /// What the kubelet's own test of nodes takes as "this node cannot do it" (containerd's words).
 const UNSUPPORTED: &str = "checkpoint/restore support not available";
 
@@ -217,7 +219,7 @@ impl Pods {
     fn request(
         &self,
         record: &ContainerRecord,
-        location: &std::path::Path,
+        location: &Path,
         members: PathBuf,
         trees: Vec<Tree>,
         settings: Settings,
@@ -226,6 +228,7 @@ impl Pods {
         let logs = self.config.root.join(FAILURE_LOGS);
         if settings.keep_criu_log {
             std::fs::create_dir_all(&logs).doing(format_args!("make {}", logs.display()))?;
+            keep_newest(&logs, FAILURE_LOGS_MAX).doing(format_args!("tidy {}", logs.display()))?;
         }
         Ok(CheckpointRequest {
             id: record.id.clone(),
@@ -359,6 +362,18 @@ fn entry(record: &ContainerRecord, pod: &PodSandboxConfig, size_bytes: u64) -> C
     }
 }
 
+/// Removes all files in `dir` but the newest. Another checkpoint may do the same at this moment.
+fn keep_newest(dir: &Path, most: usize) -> std::io::Result<()> {
+    let age = |entry: std::fs::DirEntry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()));
+    let mut files: Vec<_> = std::fs::read_dir(dir)?.flatten().filter_map(age).collect();
+    files.sort();
+    let surplus = files.len().saturating_sub(most);
+    files[..surplus].iter().try_for_each(|(_, path)| match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    })
+}
+
 /// The volumes that go into the archive, each with a member of its own.
 fn volume_trees(volumes: &[String], mounts: &[Mount]) -> Result<Vec<Tree>> {
     let mut trees: Vec<Tree> = Vec::new();
@@ -394,6 +409,20 @@ fn volume_member(volume: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_newest_logs_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        for age in 0..5u64 {
+            let file = std::fs::File::create(dir.path().join(format!("{age}.log"))).unwrap();
+            file.set_modified(std::time::SystemTime::now() - Duration::from_secs(age)).unwrap();
+        }
+        keep_newest(dir.path(), 2).unwrap();
+        let mut left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["0.log", "1.log"]);
+        keep_newest(dir.path(), 2).unwrap();
+    }
 
     #[test]
     fn each_volume_has_a_member_of_its_own() {
