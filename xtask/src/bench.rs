@@ -80,7 +80,7 @@ pub(crate) async fn run(places: &Places, options: &Options) -> Result<()> {
     }
     engines::set_up_engines(places)?;
     engines::set_up_peers(places)?;
-    images::set_up(places)?;
+    images::set_up(places, &["pause", "busybox", "hog"])?;
     if !options.peer_only {
         compile::programs(places)?;
     }

@@ -1,8 +1,8 @@
-//! Clients that are not ours, by which the tests speak to the daemon as users do.
+//! Programs that are not ours, by which the tests speak to the daemon, and read what it wrote, as users do.
 
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
 
 use crate::places::Places;
 use crate::prefix::{Form, Program, Recipe};
@@ -10,7 +10,11 @@ use crate::process::{SHORT, run};
 
 /// Always from packages: what is tested against does not change with the machine.
 const CLIENTS: &[Program] =
-    &[Program { name: "kubectl", package: "kubectl", file: "usr/bin/kubectl", form: Form::Relocated, system: || None }];
+    &[packaged("kubectl", "usr/bin/kubectl"), packaged("checkpointctl", "usr/bin/checkpointctl")];
+
+const fn packaged(name: &'static str, file: &'static str) -> Program {
+    Program { name, package: name, file, form: Form::Relocated, system: || None }
+}
 
 /// The recipe of the clients' prefix.
 pub(crate) fn clients(places: &Places) -> Recipe {
@@ -22,8 +26,10 @@ pub(crate) fn set_up(places: &Places) -> Result<()> {
     let _lock = places.lock()?;
     let recipe = clients(places);
     if recipe.make(places)? {
-        let mut kubectl = Command::new(recipe.place.join("bin/kubectl"));
-        run(kubectl.args(["version", "--client"]), SHORT).context("try the clients that were set up")?;
+        for (name, arguments) in [("kubectl", &["version", "--client"][..]), ("checkpointctl", &["--help"])] {
+            let mut client = Command::new(recipe.place.join("bin").join(name));
+            run(client.args(arguments), SHORT).with_context(|| format!("try {name}, which was set up"))?;
+        }
     }
     Ok(())
 }

@@ -84,7 +84,7 @@ pub(crate) async fn run(places: &Places, options: &Options) -> Result<()> {
     let mut report = Report::begin();
     report.step("Set up what is missing: engines, test images, a build");
     engines::set_up_engines(places)?;
-    images::set_up(places)?;
+    images::set_up(places, &["redis", "counter"])?;
     compile::programs(places)?;
 
     let ground = Ground::clear(places, NODE)?;

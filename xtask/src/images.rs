@@ -1,5 +1,5 @@
-//! The test images, each an OCI layout in a tar: `busybox`, `counter`, `redis`, `hog`, `pause`, and `python`, `nginx`, `node`
-//! with what Debian packages.
+//! The test images, each an OCI layout in a tar: `busybox`, `counter`, `redis`, `hog`, `pause`, and `python`, `nginx`, `node`,
+//! `java` with what Debian packages.
 //!
 //! They are made of what is at hand: the static busybox of the engines, Debian's packages, and the workloads in
 //! `tests/workloads`. Knows nothing of runtimes and registries.
@@ -21,7 +21,7 @@ use crate::places::Places;
 use crate::process::{BUILD, SHORT, run};
 
 /// The images by name.
-pub(crate) const NAMES: [&str; 8] = ["busybox", "counter", "redis", "hog", "pause", "python", "nginx", "node"];
+pub(crate) const NAMES: [&str; 9] = ["busybox", "counter", "redis", "hog", "pause", "python", "nginx", "node", "java"];
 
 /// Of a package, what a running program does not look at.
 const UNUSED: [&str; 4] = ["usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian"];
@@ -36,29 +36,30 @@ pub fn path(places: &Places, name: &str) -> PathBuf {
     places.images().join(format!("{name}.tar"))
 }
 
-/// Makes the images that are missing or that their sources have left behind. Needs the engines.
-pub(crate) fn set_up(places: &Places) -> Result<()> {
+/// Makes those of the images that are missing or that their sources have left behind. Needs the engines.
+pub(crate) fn set_up(places: &Places, names: &[&str]) -> Result<()> {
     let _lock = places.lock()?;
     let mark = mark(places)?;
-    let made = places.images().join(".recipe");
-    let complete = || NAMES.iter().all(|name| path(places, name).exists());
-    if fs::read_to_string(&made).is_ok_and(|found| found == mark) && complete() {
+    let made = |name: &str| places.images().join(format!(".recipe-{name}"));
+    let is_made =
+        |name: &&&str| path(places, name).exists() && fs::read_to_string(made(name)).is_ok_and(|found| found == mark);
+    let missing: Vec<&&str> = names.iter().filter(|name| !is_made(name)).collect();
+    if missing.is_empty() {
         return Ok(());
     }
     let draft = places.dev.join(format!("images.draft.{}", process::id()));
     debian::remove_tree(&draft)?;
     fs::create_dir_all(&draft)?;
     fs::create_dir_all(places.images())?;
-    let done = NAMES.iter().try_for_each(|name| {
+    let done = missing.iter().try_for_each(|name| {
         let image = image(places, name, &draft).with_context(|| format!("make the image {name}"))?;
         let file = draft.join("image.tar");
         image.write(&file, &format!("localhost/{name}:latest"))?;
-        fs::rename(&file, path(places, name)).with_context(|| format!("move the image {name} into place"))
+        fs::rename(&file, path(places, name)).with_context(|| format!("move the image {name} into place"))?;
+        fs::write(made(name), &mark).with_context(|| format!("note how the image {name} was made"))
     });
     debian::remove_tree(&draft)?;
-    done?;
-    fs::write(&made, mark)?;
-    Ok(())
+    done
 }
 
 /// What the images are made by and of.
@@ -104,6 +105,12 @@ fn image(places: &Places, name: &str, draft: &Path) -> Result<Image> {
         "node" => {
             add_packages(places, &mut tree, draft, &["nodejs"])?;
             json!({ "Cmd": ["node"] })
+        }
+        "java" => {
+            // Rhino runs scripts with Java's own threads, so that nothing has to be compiled.
+            add_packages(places, &mut tree, draft, &["openjdk-21-jre-headless", "librhino-java"])?;
+            tree.link("usr/bin/java", "../lib/jvm/java-21-openjdk-amd64/bin/java");
+            json!({ "Cmd": ["java", "-cp", "/usr/share/java/rhino.jar", "org.mozilla.javascript.tools.shell.Main"] })
         }
         other => bail!("no image is called {other}"),
     };

@@ -85,7 +85,7 @@ fn set_up(places: &Places) -> Result<()> {
     engines::set_up_engines(places)?;
     engines::set_up_peers(places)?;
     clients::set_up(places)?;
-    images::set_up(places)?;
+    images::set_up(places, &images::NAMES)?;
     let prefixes = [engines::engines(places), engines::peers(places), clients::clients(places)];
     for prefix in prefixes {
         print!("{}", prefix.versions()?);

@@ -22,7 +22,7 @@ pub(crate) fn run(places: &Places) -> Result<()> {
         engines::set_up_engines(places)?;
         engines::set_up_peers(places)?;
         clients::set_up(places)?;
-        images::set_up(places)
+        images::set_up(places, &images::NAMES)
     })?;
     step("lints", || {
         let arguments = ["clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];

@@ -19,6 +19,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::Value;
 
+use crate::clients;
 use crate::compile::{cargo, programs};
 use crate::debian::remove_tree;
 use crate::engines;
@@ -73,7 +74,8 @@ enum Work {
 pub(crate) fn run(places: &Places, options: &Options) -> Result<()> {
     engines::set_up_engines(places)?;
     engines::set_up_peers(places)?;
-    images::set_up(places)?;
+    clients::set_up(places)?;
+    images::set_up(places, &images::NAMES)?;
     programs(places)?;
     let work = if options.shell { Work::Shell } else { Work::Tests(chosen(places, options)?) };
     boot(places, &work, RUN)

@@ -1,6 +1,9 @@
-//! Our archives in the hands of others: containerd restores one.
+//! Our archives in the hands of others: containerd restores one, checkpointctl looks into one.
 
-use anyhow::{Context as _, Result, ensure};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
 use stasis_e2e::{check, counts, counts_beyond, ground, places};
 use xtask::cri::container_config;
 use xtask::layout::Image;
@@ -34,6 +37,37 @@ fn containerd_restores_an_archive_of_ours() {
         restored?;
         left?;
         Ok(())
+    });
+}
+
+#[test]
+fn checkpointctl_shows_an_archive_of_ours() {
+    check("shown", Setup::default(), async |stage| {
+        stage.import(&["counter"])?;
+        let pod = stage.pod("first").await?;
+        let script = "echo changed > /file; while :; do sleep 0.1; done";
+        let config = container_config("main", "localhost/counter:latest", &["sh", "-c", script]);
+        let container = stage.container(&pod, config).await?;
+        stage.sh(&container, "until [ -e /file ]; do usleep 10000; done").await?;
+        let archive = stage.archive("shown.tar").display().to_string();
+        stage.stasis(&["checkpoint", "create", &container.id, &archive])?;
+
+        let program = stage.places.clients().join("bin/checkpointctl");
+        let said = |arguments: &[&str]| -> Result<String> {
+            let output = Command::new(&program).args(arguments).arg(&archive).output()?;
+            ensure!(output.status.success(), "checkpointctl {arguments:?}: {output:?}");
+            Ok(String::from_utf8(output.stdout)?)
+        };
+        let overview = said(&["show"])?;
+        ensure!(overview.contains("localhost/counter:latest") && overview.contains(&container.id[..12]), "{overview}");
+        let inspected: Value = serde_json::from_str(&said(&["inspect", "--format", "json", "--all"])?)?;
+        let [one] = inspected.as_array().context("no list")?.as_slice() else { bail!("{inspected}") };
+        assert_eq!((&one["container_name"], &one["id"]), (&json!("main"), &json!(container.id)));
+        // Memory is beyond it: it looks for the number of pages where CRIU before 4.2 had it.
+        assert_eq!(one["process_tree"]["command"], "sh");
+        ensure!(one["statistics"]["pages_written"].as_u64() > Some(0), "{one}");
+        ensure!(one["checkpoint_size"]["root_fs_diff_size"].as_u64() > Some(0), "{one}");
+        stage.remove(&pod).await
     });
 }
 

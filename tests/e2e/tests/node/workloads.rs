@@ -11,6 +11,9 @@ use stasis_e2e::{Stage, check, counts, counts_beyond, eventually, shell};
 use xtask::cri::{Container, Pod, container_config};
 use xtask::node::Setup;
 
+/// The main class of a JavaScript interpreter in Java.
+const RHINO: &str = "org.mozilla.javascript.tools.shell.Main";
+
 /// Counts, after something was set up.
 const COUNT: &str = "n=0; while :; do n=$((n + 1)); echo count $n; sleep 0.1; done";
 
@@ -134,6 +137,33 @@ fn node_with_timers() {
                        if (kept.size !== n) process.exit(3); console.log('count', n); }, 100)";
         let config = container_config("main", "localhost/node:latest", &["node", "-e", program]);
         let (pod, _) = carried(stage, &config, &[]).await?;
+        stage.remove(&pod).await
+    });
+}
+
+#[test]
+fn java_with_fifty_threads() {
+    check("java", Setup::default(), async |stage| {
+        stage.import(&["java"])?;
+        // Each thread counts for itself; the main one goes on as long as all of them do.
+        let program = "var counters = [], Thread = java.lang.Thread, seen = []; \
+                       for (var i = 0; i < 50; i++) (function (counter) { \
+                         counters.push(counter); seen.push(0); \
+                         new Thread(function () { while (true) { counter.incrementAndGet(); Thread.sleep(5); } }).start(); \
+                       })(new java.util.concurrent.atomic.AtomicLong()); \
+                       for (var n = 1; ; n++) { \
+                         for (var i = 0; i < 50; i++) { \
+                           while (counters[i].get() == seen[i]) Thread.sleep(5); \
+                           seen[i] = counters[i].get(); \
+                         } \
+                         java.lang.System.out.println('count ' + n); Thread.sleep(100); \
+                       }";
+        let command = ["java", "-Xmx128m", "-cp", "/usr/share/java/rhino.jar", RHINO, "-e", program];
+        let config = container_config("main", "localhost/java:latest", &command);
+        let (pod, restored) = carried(stage, &config, &[]).await?;
+        let status = fs::read_to_string(stage.process(&restored).await?.join("status"))?;
+        let threads = status.lines().find_map(|line| line.strip_prefix("Threads:")).context("no number of threads")?;
+        ensure!(threads.trim().parse::<u32>()? > 50, "{threads} threads");
         stage.remove(&pod).await
     });
 }
