@@ -11,7 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use containerd_shim_protos::shim::oci;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use stasis_cgroup::{Cgroup, Cgroups, Mode};
 use stasis_criu::OperationConfig;
 use stasis_oci_runtime::{CgroupMode, CheckpointOptions};
-use stasis_shim_api::{CheckpointProgress, CheckpointReport, CheckpointRequest, ShimError, layout};
+use stasis_shim_api::{CheckpointProgress, CheckpointReport, CheckpointRequest, layout};
 use stasis_sys::file::write_atomic;
 use stasis_sys::path::read_limited;
 use stasis_sys::process::{self, prepare};
@@ -32,6 +32,7 @@ use tokio::time::Instant;
 use crate::bundle::write_criu_config;
 use crate::careful;
 use crate::container::Container;
+use crate::dump::{Event, Job};
 use crate::error::Error;
 use crate::journal;
 use crate::process::State;
@@ -70,31 +71,6 @@ const MARKER_MAX: u64 = 64 * 1024;
 struct Marker {
     /// Path of the container's cgroup below the root of every hierarchy.
     cgroup: String,
-    /// When it is to run again at the latest, in milliseconds since 1970.
-    deadline_unix_ms: u64,
-}
-
-/// What the worker is told on its standard input.
-#[derive(Serialize)]
-struct Job<'a> {
-    request: &'a CheckpointRequest,
-    runc: &'a Path,
-    runc_root: &'a Path,
-    cgroup: &'a str,
-    netns: Option<&'a Path>,
-    bundle: &'a Path,
-    work_dir: &'a Path,
-}
-
-/// What the worker says on its standard output, one line each.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-enum Event {
-    Frozen,
-    Thawed { frozen_us: u64 },
-    Writing { bytes_done: u64, bytes_total: u64 },
-    Done { report: CheckpointReport },
-    Error { error: ShimError },
 }
 
 /// Writes the archive that `request` asks for.
@@ -217,9 +193,7 @@ fn check_running(container: &Container) -> Result<(), Error> {
 }
 
 fn write_marker(pod_dir: &Path, request: &CheckpointRequest, cgroup: &Cgroup) -> Result<PathBuf, Error> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
-    let deadline_unix_ms = u64::try_from(now).unwrap_or(u64::MAX).saturating_add(request.timeout_ms);
-    let marker = Marker { cgroup: cgroup.path().to_owned(), deadline_unix_ms };
+    let marker = Marker { cgroup: cgroup.path().to_owned() };
     let text = serde_json::to_vec(&marker).map_err(|error| Error::Internal(error.to_string()))?;
     let dir = pod_dir.join(layout::MARKERS);
     make_private_dir(&dir)?;
@@ -238,13 +212,13 @@ async fn watch_worker(
     deadline: Instant,
 ) -> Result<CheckpointReport, Error> {
     let job = Job {
-        request,
-        runc: &container.runc.binary,
-        runc_root: &container.runc.root,
-        cgroup: cgroup.path(),
-        netns: container.bundle.joined(stasis_sys::namespace::Kind::Net),
-        bundle: &container.bundle.dir,
-        work_dir,
+        request: request.clone(),
+        runc: container.runc.binary.clone(),
+        runc_root: container.runc.root.clone(),
+        cgroup: cgroup.path().to_owned(),
+        netns: container.bundle.joined(stasis_sys::namespace::Kind::Net).map(Path::to_owned),
+        bundle: container.bundle.dir.clone(),
+        work_dir: work_dir.to_owned(),
     };
     let job = serde_json::to_vec(&job).map_err(|error| Error::Internal(error.to_string()))?;
     let (pid, events) = spawn_worker(&job)?;
@@ -317,16 +291,18 @@ async fn end_worker(pid: i32, ended: &mut oneshot::Receiver<Ended>, ask: bool, c
             asked = true;
         }
         if matches!(process::group_exists(pid), Ok(false)) {
+            // One that ended by itself has let all connections go; nobody knows of CRIU below one that was killed.
+            if let Some(cgroup) = connected.filter(|_| ask) {
+                hold(cgroup).await;
+                careful::end_repair(cgroup);
+            }
             return;
         }
         tokio::time::sleep(PAUSE).await;
     }
     journal::line(format_args!("the checkpoint worker {pid} did not end and is killed"));
     if let Some(cgroup) = connected {
-        let end = Instant::now() + careful::HOLD_LIMIT;
-        while !careful::hold(cgroup) && Instant::now() < end {
-            tokio::time::sleep(PAUSE).await;
-        }
+        hold(cgroup).await;
     }
     let _ = process::signal_group(pid, Signal::KILL);
     if let Some(cgroup) = connected {
@@ -335,6 +311,14 @@ async fn end_worker(pid: i32, ended: &mut oneshot::Receiver<Ended>, ask: bool, c
             tokio::time::sleep(PAUSE).await;
         }
         careful::end_repair(cgroup);
+    }
+}
+
+/// Freezes the container, which thaws again when its checkpoint ends.
+async fn hold(cgroup: &Cgroup) {
+    let end = Instant::now() + careful::HOLD_LIMIT;
+    while !careful::hold(cgroup) && Instant::now() < end {
+        tokio::time::sleep(PAUSE).await;
     }
 }
 

@@ -301,7 +301,7 @@ async fn a_marker_of_a_dead_shim_is_acted_on() {
     counts(&pod, "c1").await;
     let cgroup = pod.cgroup("c1");
     fs::create_dir(pod.dir.join("frozen")).unwrap();
-    let marker = serde_json::json!({"cgroup": cgroup.path(), "deadline_unix_ms": 0});
+    let marker = serde_json::json!({"cgroup": cgroup.path()});
     fs::write(pod.dir.join("frozen/c1"), marker.to_string()).unwrap();
     cgroup.freeze().unwrap();
     stasis_sys::process::signal(pod.shim_pid(), 9).unwrap();

@@ -15,7 +15,7 @@ const JOB_MAX: u64 = 1 << 20;
 const CONFIG_MAX: u64 = 16 << 20;
 
 /// The job, one JSON document on standard input.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Job {
     /// What the daemon asked for.
@@ -57,7 +57,7 @@ impl Job {
 }
 
 /// What the worker says, one line each.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(crate) enum Event {
     /// The container is frozen.

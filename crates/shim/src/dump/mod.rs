@@ -44,7 +44,8 @@ use engine::Engine;
 use estimate::{Estimate, Space};
 use frozen::Frozen;
 use gate::Gate;
-use job::{Event, Job, internal};
+use job::internal;
+pub(crate) use job::{Event, Job};
 use layer::Layer;
 use stop::Stop;
 
