@@ -108,13 +108,22 @@ pub fn image_from_archive(
     let open = || File::open(archive).doing_to("open", archive);
     let config_dump = read_metadata(open()?)?.config;
     let inspection = inspect(open()?)?;
-    let compression = Compression::of(&mut open()?)?;
+    let layer_media_type = match Compression::of(&mut open()?)? {
+        Compression::None => "application/vnd.oci.image.layer.v1.tar",
+        Compression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
+        Compression::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+        Compression::Lz4 => {
+            return Err(Error::refused(
+                "it is compressed by lz4, which images cannot be; decompress it first (lz4 -d)",
+            ));
+        }
+    };
     let layer_size = open()?.metadata().doing_to("look at", archive)?.len();
     let Digests { digest: layer_digest, diff_id } = match known {
         Some(known) => known,
         None => {
             let layer = digest(open()?).doing_to("read", archive)?;
-            let diff_id = match compression {
+            let diff_id = match Compression::of(&mut open()?)? {
                 Compression::None => layer.clone(),
                 _ => digest(Source::new(open()?)?).doing_to("decompress", archive)?,
             };
@@ -136,11 +145,7 @@ pub fn image_from_archive(
         config_digest: sha256_name(&Sha256::digest(&config)),
         config_json: config,
         layer: archive.to_owned(),
-        layer_media_type: match compression {
-            Compression::None => "application/vnd.oci.image.layer.v1.tar",
-            Compression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
-            Compression::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
-        },
+        layer_media_type,
         layer_digest,
         diff_id,
         layer_size,

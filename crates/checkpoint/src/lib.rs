@@ -42,7 +42,7 @@ pub use inspect::{Inspection, MemberSize, MountFacts, inspect, inspect_dir};
 pub use json::parse as parse_json;
 pub use member::{Dialect, Member};
 pub use metadata::{ArchiveMetadata, read_metadata};
-pub use output::{Form, Written, Zstd};
+pub use output::{Codec, Form, Written};
 pub use restore::RestoreSource;
 pub use schema::{BindMount, ConfigDump, ContainerStatus, InternalStatus};
 pub use writer::{ArchiveWriter, Sealed, is_partial};

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 
+use lz4_flex::frame::{BlockSize, FrameEncoder, FrameInfo};
 use sha2::{Digest, Sha256};
 
 use crate::direct::DirectWriter;
@@ -15,19 +16,24 @@ const SKIPPABLE_MAGIC: u32 = 0x184D_2A50;
 /// In which form an archive is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Form {
-    /// Compress it by zstd; none to leave it plain, which every reader takes.
-    pub zstd: Option<Zstd>,
+    /// How to compress it; none to leave it plain, which every reader takes.
+    pub codec: Option<Codec>,
     /// Find the digests that an image needs.
     pub digest: bool,
 }
 
 /// How to compress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Zstd {
-    /// zstd's own level.
-    pub level: i32,
-    /// Threads beside the one that writes.
-    pub threads: u32,
+pub enum Codec {
+    /// By zstd.
+    Zstd {
+        /// zstd's own level.
+        level: i32,
+        /// Threads beside the one that writes.
+        threads: u32,
+    },
+    /// By lz4, in its frames. Images have no media type for it.
+    Lz4,
 }
 
 /// What was written.
@@ -44,14 +50,35 @@ pub struct Written {
 /// The file, and what is done with the bytes before.
 pub(crate) enum Output {
     Plain(Hashed),
-    Zstd { encoder: Box<zstd::Encoder<'static, Hashed>>, plain: Option<Sha256> },
+    Compressed { encoder: Encoder, plain: Option<Sha256> },
+}
+
+pub(crate) enum Encoder {
+    Zstd(Box<zstd::Encoder<'static, Hashed>>),
+    Lz4(Box<FrameEncoder<Hashed>>),
+}
+
+impl Encoder {
+    fn out(&mut self) -> &mut dyn Write {
+        match self {
+            Self::Zstd(encoder) => encoder,
+            Self::Lz4(encoder) => encoder,
+        }
+    }
+
+    fn finish(self) -> io::Result<Hashed> {
+        match self {
+            Self::Zstd(encoder) => encoder.finish(),
+            Self::Lz4(encoder) => Ok(encoder.finish()?),
+        }
+    }
 }
 
 impl std::fmt::Debug for Output {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Plain(_) => "Plain",
-            Self::Zstd { .. } => "Zstd",
+            Self::Compressed { .. } => "Compressed",
         })
     }
 }
@@ -61,20 +88,30 @@ impl Output {
     /// come, or a reader may refuse a compressed archive.
     pub(crate) fn new(file: File, expected: u64, form: Form) -> io::Result<Self> {
         let hash = || form.digest.then(Sha256::new);
-        let reserved = if form.zstd.is_some() { 0 } else { expected };
+        let reserved = if form.codec.is_some() { 0 } else { expected };
         let mut file = Hashed { file: DirectWriter::new(file, reserved)?, hash: hash() };
-        let Some(zstd) = form.zstd else { return Ok(Self::Plain(file)) };
-        file.write_all(&room_for(expected)?)?;
-        let mut encoder = zstd::Encoder::new(file, zstd.level)?;
-        encoder.multithread(zstd.threads)?;
-        Ok(Self::Zstd { encoder: Box::new(encoder), plain: hash() })
+        let encoder = match form.codec {
+            None => return Ok(Self::Plain(file)),
+            Some(Codec::Zstd { level, threads }) => {
+                file.write_all(&room_for(expected)?)?;
+                let mut encoder = zstd::Encoder::new(file, level)?;
+                encoder.multithread(threads)?;
+                Encoder::Zstd(Box::new(encoder))
+            }
+            // It shrinks nothing to less than a 255th.
+            Some(Codec::Lz4) => {
+                let blocks = FrameInfo::new().block_size(BlockSize::Max1MB);
+                Encoder::Lz4(Box::new(FrameEncoder::with_frame_info(blocks, file)))
+            }
+        };
+        Ok(Self::Compressed { encoder, plain: hash() })
     }
 
     /// Where in the file the next byte goes; none where that means nothing.
     pub(crate) fn position(&self) -> Option<u64> {
         match self {
             Self::Plain(file) => Some(file.file.position()),
-            Self::Zstd { .. } => None,
+            Self::Compressed { .. } => None,
         }
     }
 
@@ -85,7 +122,7 @@ impl Output {
                 let (bytes, digest) = file.finish()?;
                 Ok(Written { bytes, diff_id: digest.clone(), digest })
             }
-            Self::Zstd { encoder, plain } => {
+            Self::Compressed { encoder, plain } => {
                 let (bytes, digest) = encoder.finish()?.finish()?;
                 Ok(Written { bytes, digest, diff_id: plain.map(|hash| sha256_name(&hash.finalize())) })
             }
@@ -97,8 +134,8 @@ impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(file) => file.write(bytes),
-            Self::Zstd { encoder, plain } => {
-                let written = encoder.write(bytes)?;
+            Self::Compressed { encoder, plain } => {
+                let written = encoder.out().write(bytes)?;
                 if let Some(hash) = plain {
                     hash.update(&bytes[..written]);
                 }
@@ -158,6 +195,8 @@ impl Write for Hashed {
 mod tests {
     use std::io::Read as _;
 
+    use lz4_flex::frame::FrameDecoder;
+
     use super::*;
 
     fn check(form: Form) {
@@ -172,8 +211,11 @@ mod tests {
         let digest_of = |bytes: &[u8]| form.digest.then(|| sha256_name(&Sha256::digest(bytes)));
         assert_eq!((written.digest, written.diff_id), (digest_of(&file), digest_of(&content)));
         let mut read = Vec::new();
-        match form.zstd {
-            Some(_) => zstd::Decoder::new(&file[..]).unwrap().read_to_end(&mut read).map(drop).unwrap(),
+        match form.codec {
+            Some(Codec::Zstd { .. }) => {
+                zstd::Decoder::new(&file[..]).unwrap().read_to_end(&mut read).map(drop).unwrap();
+            }
+            Some(Codec::Lz4) => FrameDecoder::new(&file[..]).read_to_end(&mut read).map(drop).unwrap(),
             None => read = file,
         }
         assert!(read == content);
@@ -182,8 +224,9 @@ mod tests {
     #[test]
     fn what_is_written_is_compressed_and_hashed_as_asked() {
         check(Form::default());
-        check(Form { zstd: None, digest: true });
-        check(Form { zstd: Some(Zstd { level: 1, threads: 0 }), digest: false });
-        check(Form { zstd: Some(Zstd { level: -3, threads: 2 }), digest: true });
+        check(Form { codec: None, digest: true });
+        check(Form { codec: Some(Codec::Zstd { level: 1, threads: 0 }), digest: false });
+        check(Form { codec: Some(Codec::Zstd { level: -3, threads: 2 }), digest: true });
+        check(Form { codec: Some(Codec::Lz4), digest: true });
     }
 }

@@ -25,6 +25,8 @@ pub enum Compression {
     Gzip,
     /// zstd, podman's default.
     Zstd,
+    /// lz4 in frames, by our own option only.
+    Lz4,
 }
 
 impl Compression {
@@ -40,6 +42,7 @@ impl Compression {
         match &start[..] {
             [0x1f, 0x8b, ..] => Ok(Self::Gzip),
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Self::Zstd),
+            [0x04, 0x22, 0x4d, 0x18, ..] => Ok(Self::Lz4),
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
                 Err(Error::refused("it is compressed by xz; decompress it first (xz -d) or use zstd"))
             }
@@ -76,6 +79,7 @@ enum Stream {
     Plain(BufReader<File>),
     Gzip(Box<MultiGzDecoder<BufReader<File>>>),
     Zstd(Box<zstd::stream::read::Decoder<'static, BufReader<File>>>),
+    Lz4(Box<lz4_flex::frame::FrameDecoder<BufReader<File>>>),
 }
 
 impl std::fmt::Debug for Stream {
@@ -84,6 +88,7 @@ impl std::fmt::Debug for Stream {
             Self::Plain(_) => "Plain",
             Self::Gzip(_) => "Gzip",
             Self::Zstd(_) => "Zstd",
+            Self::Lz4(_) => "Lz4",
         })
     }
 }
@@ -107,6 +112,7 @@ impl Source {
                 decoder.window_log_max(limits::ZSTD_WINDOW_LOG_MAX).doing("read the archive")?;
                 Stream::Zstd(Box::new(decoder))
             }
+            Compression::Lz4 => Stream::Lz4(Box::new(lz4_flex::frame::FrameDecoder::new(buffered))),
         };
         Ok(Self { stream, file, produced: 0 })
     }
@@ -131,6 +137,7 @@ impl Read for Source {
             Stream::Plain(stream) => stream.read(buffer)?,
             Stream::Gzip(stream) => stream.read(buffer)?,
             Stream::Zstd(stream) => stream.read(buffer)?,
+            Stream::Lz4(stream) => stream.read(buffer)?,
         };
         self.produced += read as u64;
         self.check_ratio()?;

@@ -13,8 +13,8 @@ use std::process::Command;
 use common::{IMAGE_ID, gzip, tar};
 use serde_json::{Value, json};
 use stasis_checkpoint::{
-    ArchiveWriter, ContainerDescription, Dialect, EngineFacts, Form, ImageDescription, Member, MountDescription,
-    PodDescription, Profile, Zstd, extract, image_from_archive, inspect, is_partial, limits, marker, read_metadata,
+    ArchiveWriter, Codec, ContainerDescription, Dialect, EngineFacts, Form, ImageDescription, Member, MountDescription,
+    PodDescription, Profile, extract, image_from_archive, inspect, is_partial, limits, marker, read_metadata,
 };
 
 fn description() -> ContainerDescription {
@@ -274,7 +274,7 @@ fn memory_full_of_zeros_is_read_back_however_it_is_compressed() {
     const ZEROS: u64 = 400 << 20;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("zeros.tar");
-    let form = Form { zstd: Some(Zstd { level: 1, threads: 0 }), digest: true };
+    let form = Form { codec: Some(Codec::Zstd { level: 1, threads: 0 }), digest: true };
     let mut writer = ArchiveWriter::create_as(&path, ZEROS + (1 << 20), form).unwrap();
     for (name, content) in common::containerd() {
         if ["config.dump", "spec.dump"].contains(&name.as_str()) {
@@ -291,6 +291,24 @@ fn memory_full_of_zeros_is_read_back_however_it_is_compressed() {
     // As the layer of an image, which has limits of its own.
     let mut layer = stasis_snapshot::decompress(File::open(&path).unwrap()).unwrap();
     assert!(std::io::copy(&mut layer, &mut std::io::sink()).unwrap() > ZEROS);
+}
+
+#[test]
+fn an_archive_of_lz4_is_read_and_becomes_no_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.tar.lz4");
+    let mut writer = ArchiveWriter::create_as(&path, 0, Form { codec: Some(Codec::Lz4), digest: false }).unwrap();
+    for (name, content) in common::containerd() {
+        if ["config.dump", "spec.dump"].contains(&name.as_str()) {
+            writer.add(&Member::parse(&name).unwrap(), &content).unwrap();
+        }
+    }
+    writer.add(&Member::Image("inventory.img".to_owned()), b"inventory").unwrap();
+    writer.finish().unwrap();
+    extract(File::open(&path).unwrap(), &dir.path().join("extracted")).unwrap();
+    assert_eq!(fs::read(dir.path().join("extracted/checkpoint/inventory.img")).unwrap(), b"inventory");
+    let error = image_from_archive(&path, None, None, &EngineFacts::default(), None).unwrap_err();
+    assert!(error.to_string().contains("lz4"), "{error}");
 }
 
 #[test]

@@ -175,6 +175,8 @@ pub enum Compression {
         /// Threads; 0 for one beside the writer.
         threads: u32,
     },
+    /// lz4, which no other reader takes.
+    Lz4,
 }
 
 /// A directory outside the root file system that is copied in the same freeze.

@@ -266,7 +266,7 @@ pub(crate) enum Checkpoint {
         include-dev-shm=true      the content of /dev/shm goes into the archive\n  \
         include-log=true          the container's log goes into the archive\n  \
         keep-criu-log=true        keep CRIU's log of a dump that failed\n  \
-        compression=none          none or zstd\n  compression-level=-3      zstd's level, -7 to 19\n  \
+        compression=none          none, zstd or lz4\n  compression-level=-3      zstd's level, -7 to 19\n  \
         compression-threads=1     threads that compress, 0 to 16\n  \
         image=                    reference of an image to make beside the archive\n  \
         record-cgroups=false      record control groups of version 1, which other runtimes need\n  \

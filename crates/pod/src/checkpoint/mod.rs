@@ -153,6 +153,9 @@ impl Pods {
         let (handler, runtime) = self.handler(&pod.record().handler)?;
         let pod_config = pod.record().config.clone().unwrap_or_default();
         let settings = Settings::resolve(&runtime.checkpoint, &pod_config.annotations, &options.options)?;
+        if digest {
+            settings.check_for_image()?;
+        }
         if runtime.runtime != SANDBOX_RUNTIME {
             return Err(Error::precondition(format!(
                 "containers of the runtime handler {handler:?} cannot be checkpointed: its shim is {}, and only \

@@ -39,7 +39,7 @@ pub const OPTIONS: [(&str, &str); 20] = [
     ("include-dev-shm", "the content of the pod's /dev/shm goes into the archive (true)"),
     ("include-log", "the container's log goes into the archive (true)"),
     ("keep-criu-log", "keep CRIU's log of a dump that failed (true)"),
-    ("compression", "none or zstd (none)"),
+    ("compression", "none, zstd or lz4 (none)"),
     ("compression-level", "zstd's level, -7 to 19 (-3)"),
     ("compression-threads", "threads that compress, 0 to 16 (1)"),
     ("image", "reference of an image to make beside the archive (none)"),
@@ -72,9 +72,17 @@ pub(crate) struct Settings {
     pub(crate) keep_criu_log: bool,
     pub(crate) profile: Profile,
     pub(crate) image: Option<String>,
-    compress: bool,
+    codec: Codec,
     level: i32,
     threads: u32,
+}
+
+/// How archives are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Codec {
+    None,
+    Zstd,
+    Lz4,
 }
 
 impl Default for Settings {
@@ -88,7 +96,7 @@ impl Default for Settings {
             keep_criu_log: true,
             profile: Profile::default(),
             image: None,
-            compress: false,
+            codec: Codec::None,
             level: ZSTD_LEVEL,
             threads: THREADS,
         }
@@ -137,9 +145,10 @@ impl Settings {
 
     /// How the archive is compressed.
     pub(crate) fn compression(&self) -> Compression {
-        match self.compress {
-            true => Compression::Zstd { level: self.level, threads: self.threads },
-            false => Compression::None,
+        match self.codec {
+            Codec::None => Compression::None,
+            Codec::Zstd => Compression::Zstd { level: self.level, threads: self.threads },
+            Codec::Lz4 => Compression::Lz4,
         }
     }
 
@@ -168,7 +177,9 @@ impl Settings {
             "include-dev-shm" => self.dev_shm = on()?,
             "include-log" => self.log = on()?,
             "keep-criu-log" => self.keep_criu_log = on()?,
-            "compression" => self.compress = word(name, value, &[("none", false), ("zstd", true)])?,
+            "compression" => {
+                self.codec = word(name, value, &[("none", Codec::None), ("zstd", Codec::Zstd), ("lz4", Codec::Lz4)])?;
+            }
             "compression-level" => self.level = number(name, value, ZSTD_LEVELS)?,
             "compression-threads" => self.threads = number(name, value, 0..=THREADS_MAX)?,
             "image" => {
@@ -185,7 +196,23 @@ impl Settings {
     }
 
     /// Options that exclude each other.
+    /// Whether what is written can become an image.
+    ///
+    /// # Errors
+    /// If layers of images cannot be compressed like that.
+    pub(crate) fn check_for_image(&self) -> Result<()> {
+        match self.codec {
+            Codec::Lz4 => {
+                Err(Error::invalid("compression=lz4 is for archives; an image's layer may have zstd, or none"))
+            }
+            Codec::None | Codec::Zstd => Ok(()),
+        }
+    }
+
     fn check(self) -> Result<Self> {
+        if self.image.is_some() {
+            self.check_for_image()?;
+        }
         if self.criu.tcp_established && self.criu.tcp_close {
             return Err(Error::invalid(
                 "tcp-established and tcp-close exclude each other: connections are kept or closed",
@@ -328,6 +355,7 @@ mod tests {
         check(&[("checkpoint.stasis/file-locks", "yes")], &[], invalid, "annotation checkpoint.stasis/file-locks");
         check(&[], &[("action-script", "/bin/sh")], invalid, "action-script");
         check(&[], &[("compression-level", "20")], invalid, "-7 to 19");
+        check(&[], &[("compression", "lz4"), ("image", "localhost/a:1")], invalid, "is for archives");
         check(&[], &[("ignore-mounts", "data")], invalid, "no absolute path");
         check(&[], &[("tcp-established", "true"), ("tcp-close", "true")], invalid, "exclude");
     }

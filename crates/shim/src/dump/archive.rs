@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, open};
-use stasis_checkpoint::{ArchiveWriter, Dialect, Error, Form, Member, Written, Zstd, limits};
+use stasis_checkpoint::{ArchiveWriter, Codec, Dialect, Error, Form, Member, Written, limits};
 use stasis_criu::{DumpStats, Stats};
 use stasis_shim_api::{Compression, ShimError};
 
@@ -70,7 +70,7 @@ pub(crate) fn write(job: &Job, work: &Work, parts: Parts, space: &Space, stop: &
     let expected = small + copied + log_bytes + pages + 512 * 1024;
     let form = form(job);
     // What is compressed takes its space as it comes.
-    space.check(if form.zstd.is_some() { 0 } else { expected })?;
+    space.check(if form.codec.is_some() { 0 } else { expected })?;
     let mut writer = ArchiveWriter::create_as(&job.request.archive, expected, form).map_err(archive_error)?;
     let mut pace = Pace { stop, space, done: 0, expected };
     pace.tell();
@@ -87,11 +87,12 @@ pub(crate) fn write(job: &Job, work: &Work, parts: Parts, space: &Space, stop: &
 }
 
 fn form(job: &Job) -> Form {
-    let zstd = match job.request.compression {
+    let codec = match job.request.compression {
         Compression::None => None,
-        Compression::Zstd { level, threads } => Some(Zstd { level, threads }),
+        Compression::Zstd { level, threads } => Some(Codec::Zstd { level, threads }),
+        Compression::Lz4 => Some(Codec::Lz4),
     };
-    Form { zstd, digest: job.request.digest }
+    Form { codec, digest: job.request.digest }
 }
 
 /// Looks now and then whether to go on, and says how far it is.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use stasis_cri_api::runtime::Mount;
+use stasis_cri_api::runtime::{ContainerConfig, Mount};
 use stasis_e2e::{Stage, check, counts, counts_beyond, eventually, shell};
 use tonic::Code;
 use xtask::cri::{Container, container_config, messages, refusal};
@@ -113,28 +113,35 @@ fn a_compressed_archive_brings_shared_memory_and_volumes_along() {
             host_path: volume.display().to_string(),
             ..Mount::default()
         });
-        let pod = stage.pod("first").await?;
-        let container = stage.container(&pod, config.clone()).await?;
-        counts_beyond(&container, 3).await?;
-        let archive = stage.archive("shm.tar.zst").display().to_string();
-        let options = ["compression=zstd", "compression-level=3", "include-volumes=/data", "include-log=false"];
-        let options = options.iter().flat_map(|option| ["--option", option]);
-        let arguments =
-            ["checkpoint", "create", &container.id, &archive].into_iter().chain(options).collect::<Vec<_>>();
-        stage.stasis(&arguments)?;
-        let inspection = stage.stasis(&["checkpoint", "inspect", &archive, "-o", "json"])?;
-        for (member, there) in [("devshm-checkpoint.tar", true), ("volumes/data.tar", true), ("container.log", false)] {
-            ensure!(inspection.contains(&format!("{member:?}")) == there, "{member}: {inspection}");
+        for codec in [&["compression=zstd", "compression-level=3"][..], &["compression=lz4"]] {
+            goes_on_with_its_files(stage, &config, codec).await?;
         }
-        stage.remove(&pod).await?;
-
-        let pod = stage.pod("second").await?;
-        config.image = container_config("main", &archive, &[]).image;
-        let restored = stage.container(&pod, config).await?;
-        counts_beyond(&restored, 5).await?;
-        assert_eq!(stage.sh(&restored, "cat /dev/shm/file; cat /proc/1/fd/3").await?, "shared\nshared");
-        stage.remove(&pod).await
+        Ok(())
     });
+}
+
+async fn goes_on_with_its_files(stage: &mut Stage, config: &ContainerConfig, codec: &[&str]) -> Result<()> {
+    let mut config = config.clone();
+    let pod = stage.pod("first").await?;
+    let container = stage.container(&pod, config.clone()).await?;
+    counts_beyond(&container, 3).await?;
+    let archive = stage.archive("shm.tar.compressed").display().to_string();
+    let options = codec.iter().chain(&["include-volumes=/data", "include-log=false"]);
+    let options = options.flat_map(|option| ["--option", option]);
+    let arguments = ["checkpoint", "create", &container.id, &archive].into_iter().chain(options).collect::<Vec<_>>();
+    stage.stasis(&arguments)?;
+    let inspection = stage.stasis(&["checkpoint", "inspect", &archive, "-o", "json"])?;
+    for (member, there) in [("devshm-checkpoint.tar", true), ("volumes/data.tar", true), ("container.log", false)] {
+        ensure!(inspection.contains(&format!("{member:?}")) == there, "{member}: {inspection}");
+    }
+    stage.remove(&pod).await?;
+
+    let pod = stage.pod("second").await?;
+    config.image = container_config("main", &archive, &[]).image;
+    let restored = stage.container(&pod, config).await?;
+    counts_beyond(&restored, 5).await?;
+    assert_eq!(stage.sh(&restored, "cat /dev/shm/file; cat /proc/1/fd/3").await?, "shared\nshared");
+    stage.remove(&pod).await
 }
 
 #[test]
