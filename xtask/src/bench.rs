@@ -4,6 +4,7 @@
 //! same network configuration, the same images from the same registry, and the same client.
 
 mod crowd;
+mod lists;
 mod measure;
 mod table;
 
@@ -11,6 +12,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use self::lists::Lists;
 use self::measure::{Bench, Load};
 use self::table::{Bar, Table};
 use crate::compile;
@@ -23,8 +25,18 @@ use crate::registry::Registry;
 
 /// What can be measured, with the word that chooses it. All but `masquerade` have a plain bridge: with masquerading and
 /// port mappings most of a pod's start and end is the plugins' calls of iptables, which are the same under any runtime.
-pub(crate) const NAMES: [&str; 9] =
-    ["lifecycle", "masquerade", "checkpoint", "processes", "gigabyte", "four-gigabytes", "crowd", "memory", "stats"];
+pub(crate) const NAMES: [&str; 10] = [
+    "lifecycle",
+    "masquerade",
+    "checkpoint",
+    "processes",
+    "gigabyte",
+    "four-gigabytes",
+    "crowd",
+    "memory",
+    "stats",
+    "lists",
+];
 
 /// Checkpoints by name: what is frozen, and the bars of call, freeze, restore and writes.
 const CHECKPOINTS: [(&str, Load, [Bar; 4]); 4] = [
@@ -52,7 +64,7 @@ const PODS: usize = 60;
 /// Which benchmarks, and how often.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// One of lifecycle, masquerade, checkpoint, processes, gigabyte, four-gigabytes, crowd, memory, stats; all of them if
+    /// One of lifecycle, masquerade, checkpoint, processes, gigabyte, four-gigabytes, crowd, memory, stats, lists; all of them if
     /// none is named
     name: Option<String>,
     /// Rounds of each measurement; the table shows medians
@@ -180,6 +192,13 @@ async fn measure(
         let stats = bench.statistics(&busybox, PODS).await?;
         table.add(&format!("ListContainerStats of {PODS} containers, ms"), Bar::Ratio(0.1), &stats.call);
         table.add("… processor time of daemon and shims, ms", Bar::Ratio(0.1), &stats.processor);
+    }
+    if chosen("lists") {
+        let lists = bench.lists(&busybox).await?;
+        table.add(&format!("ListContainers of {}, ms", Lists::CONTAINERS), Bar::Ratio(1.0), &lists.containers);
+        table.add("ListPodSandbox, ms", Bar::Ratio(1.0), &lists.pods);
+        table.add("ContainerStatus, ms", Bar::AtMost(0.5), &lists.status);
+        table.add_high("lists beside 10 checkpoints, ms", Bar::AtMost(5.0), &lists.beside_checkpoints);
     }
     Ok(())
 }
