@@ -135,9 +135,14 @@ impl Stage {
     /// # Errors
     /// Where its exit code is not 0.
     pub fn stasis(&self, arguments: &[&str]) -> Result<String> {
+        run(&mut self.command(arguments), SHORT)
+    }
+
+    /// The command line with that node, for those who want to see how it ends.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.places.command_line());
         command.arg("--address").arg(self.node.ground.socket()).args(arguments);
-        run(&mut command, SHORT)
+        command
     }
 
     /// Runs a pod.
