@@ -35,7 +35,7 @@ impl ImageService for ImageCalls {
             // "If the image is not present, returns a response with ImageStatusResponse.Image set to nil."
             let Some(image) = self.0.images.resolve(&name) else { return Ok(ImageStatusResponse::default()) };
             let info = if verbose { self.info(&image).await? } else { HashMap::new() };
-            let image = to_cri(&image, &self.0.pods.needed_bases());
+            let image = to_cri(&image, &self.0.pods.needed_images());
             Ok(ImageStatusResponse { image: Some(image), info })
         })
         .await
@@ -96,7 +96,7 @@ impl ImageCalls {
             "" => self.0.images.list(),
             name => Arc::new(self.0.images.resolve(name).into_iter().collect()),
         };
-        let needed = self.0.pods.needed_bases();
+        let needed = self.0.pods.needed_images();
         images.iter().map(|image| to_cri(image, &needed)).collect()
     }
 

@@ -63,6 +63,16 @@ pub enum Error {
         /// No space was left.
         full: bool,
     },
+    /// A directory that an image volume is to show.
+    #[error("image {image} has no directory {}{}", path.display(), if *missing { "" } else { ": it is a file, and only directories can be volumes" })]
+    SubPath {
+        /// ID of the image.
+        image: String,
+        /// What was asked for.
+        path: PathBuf,
+        /// Nothing is there; otherwise it is no directory.
+        missing: bool,
+    },
     /// An image archive that cannot be imported or written.
     #[error("image archive {path}: {reason}")]
     Archive {
@@ -132,7 +142,8 @@ impl Error {
                 }
                 R::Refused { .. } | R::Abandoned { .. } | R::Local { .. } => Kind::Internal,
             },
-            Error::NotFound { .. } => Kind::NotFound,
+            Error::NotFound { .. } | Error::SubPath { missing: true, .. } => Kind::NotFound,
+            Error::SubPath { .. } => Kind::InvalidArgument,
             Error::Invalid { .. } => Kind::InvalidArgument,
             Error::Archive { kind, .. } => *kind,
             Error::Layer { full: true, .. } => Kind::ResourceExhausted,

@@ -26,6 +26,7 @@ mod resolve;
 mod rootfs;
 mod store;
 mod unpack;
+mod volume;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -25,6 +25,7 @@ use crate::restore::Restore;
 use crate::signal::{self, SIGKILL, SIGTERM};
 use crate::spec::{self, ContainerInput, Namespaces, PidNamespace, PodFiles};
 use crate::state::{Admission, Event, Operation, admit, apply};
+use crate::volumes;
 
 /// How long a container may take to vanish after SIGKILL: the kernel ends it at once unless it waits for a device.
 const KILL_LIMIT: Duration = Duration::from_secs(60);
@@ -66,6 +67,7 @@ impl Pods {
         spec::validate_container(&config)?;
         let id = stasis_sys::file::random_id();
         let reservation = self.names.reserve("container", container_name(&pod.id, &config), &id)?;
+        let volumes: Vec<usize> = volumes::requested(&config).map(|(place, ..)| place).collect();
         let made = async {
             let source = self.source(&id, &config).await?;
             self.build(&pod, &id, config, &pod_config, source).await
@@ -81,6 +83,7 @@ impl Pods {
                 Ok(id)
             }
             Err(error) => {
+                self.release_volumes(&pod.id, &id, volumes).await;
                 self.discard_container(&pod.id, &id).await;
                 Err(error)
             }
@@ -147,6 +150,7 @@ impl Pods {
             tokio::fs::create_dir_all(dir).await.doing(format_args!("make the log's directory {}", dir.display()))?;
         }
         let cgroups_path = self.cgroups_path(pod_config, &pod.id, id)?;
+        let volume_image_ids = self.mount_volumes(&pod.id, id, &config).await?;
         let spec = self.spec(pod, id, &config, pod_config, &source.base, &cgroups_path)?;
         if let Some(profile) = spec.process().as_ref().and_then(|process| process.apparmor_profile().clone()) {
             apparmor::ensure(profile).await?;
@@ -173,6 +177,7 @@ impl Pods {
             stop_signal: stop_signal(&config, &source.base),
             config: Some(config),
             user: Some(user),
+            volume_image_ids,
             ..ContainerRecord::default()
         };
         Ok(record)
@@ -212,6 +217,7 @@ impl Pods {
             passwd: passwd.as_deref(),
             group: group.as_deref(),
             namespaces: container_namespaces(&dir, pod_config, config)?,
+            volumes: self.volumes_dir(&pod.id, id),
             cgroups_path: cgroups_path.to_owned(),
             cgroup_v2: self.cgroups.mode() == stasis_cgroup::Mode::V2,
             files: PodFiles {
@@ -383,6 +389,8 @@ impl Pods {
         let _operation = container.operation.lock().await;
         self.forget_task(container).await?;
         self.images.remove_rootfs(&container.id).await?;
+        let record = container.record().clone();
+        self.release_volumes_of(&record).await;
         self.discard_container(&container.pod_id, &container.id).await;
         Ok(())
     }
@@ -458,12 +466,17 @@ impl Pods {
         list
     }
 
-    /// IDs of the images that restored containers stand on. Their status names the checkpoint, so a collector of unused
-    /// images would take the base away, and the checkpoint could not be restored again.
-    pub fn needed_bases(&self) -> HashSet<String> {
-        let containers = self.containers.all();
-        let restored = containers.iter().map(|container| container.record()).filter(|record| record.restored);
-        restored.map(|record| record.base_image_id.clone()).collect()
+    /// IDs of the images that containers need though their status does not name them as their image, so that a collector
+    /// of unused images would take them away: those that restored containers stand on, without which the checkpoint could
+    /// not be restored again, and those of image volumes, without which a container could not be made anew.
+    pub fn needed_images(&self) -> HashSet<String> {
+        let mut needed = HashSet::new();
+        for container in self.containers.all() {
+            let record = container.record();
+            needed.extend(record.restored.then(|| record.base_image_id.clone()));
+            needed.extend(record.volume_image_ids.iter().cloned());
+        }
+        needed
     }
 
     /// State of a container: CRI ContainerStatus.

@@ -15,6 +15,7 @@
 //!        ├─ monitor    waits for every running task and records its exit
 //!        ├─ reconcile  after a start of the daemon: what is true, what is left over
 //!        ├─ apparmor   our default profile, and which are loaded
+//!        ├─ volumes    images as volumes
 //!        ├─ store      records in meta.redb                   state    what may follow what
 //!        └─ spec       CRI configuration → OCI runtime specification
 //! ```
@@ -47,6 +48,7 @@ mod stats;
 mod store;
 mod stream;
 mod update;
+mod volumes;
 
 pub use apparmor::APPARMOR_PARSERS;
 pub use checkpoint::{

@@ -70,6 +70,7 @@ impl Pods {
     async fn know_container(&self, record: ContainerRecord) -> Result<()> {
         if self.pods.get(&record.pod_id).is_none() {
             // The pod was removed, and its containers with it, but the daemon ended in between.
+            self.release_volumes_of(&record).await;
             self.discard_container(&record.pod_id, &record.id).await;
             return self.store.delete_container(&record.id).await;
         }

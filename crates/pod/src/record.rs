@@ -80,6 +80,9 @@ pub(crate) struct ContainerRecord {
     /// Identity with which the first process begins.
     #[prost(message, optional, tag = "20")]
     pub(crate) user: Option<LinuxContainerUser>,
+    /// IDs of the images of its image volumes.
+    #[prost(string, repeated, tag = "21")]
+    pub(crate) volume_image_ids: Vec<String>,
 }
 
 /// Where a container is in its life.

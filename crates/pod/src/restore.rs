@@ -250,7 +250,7 @@ fn checkpoint_key(id: &str) -> String {
     format!("{id}{KEY_SUFFIX}")
 }
 
-/// The container that a snapshot's key stands for.
+/// The container that a snapshot's key stands for: all of them begin with its ID, which has no dot.
 pub(crate) fn container_of_key(key: &str) -> &str {
-    key.strip_suffix(KEY_SUFFIX).unwrap_or(key)
+    key.split('.').next().unwrap_or(key)
 }

@@ -106,6 +106,18 @@ impl Snapshots {
         Ok(vec![overlay::mount(&borrowed(&lowers), Some((&upper, &work)))])
     }
 
+    /// How to mount the layers of the snapshot `key` read-only, as they are without its changes. Its own directory, in
+    /// which nothing was written, is the topmost: overlayfs wants two at least, and a lone layer would show its whiteouts.
+    pub fn read_only_mount(&self, key: &str) -> Result<Mount> {
+        let mut lowers = vec![self.upper_dir(key)];
+        lowers.extend(self.view_paths(&self.layers_below(key)?)?);
+        if let [only] = &lowers[..] {
+            let options = vec!["bind".to_owned(), "ro".to_owned()];
+            return Ok(Mount { fs_type: "bind".to_owned(), source: only.to_string_lossy().into_owned(), options });
+        }
+        Ok(overlay::mount(&borrowed(&lowers), None))
+    }
+
     /// The directories of layers that are given lowest first, topmost first, as `lowerdir=` takes them.
     pub fn view_paths(&self, layers: &[String]) -> Result<Vec<PathBuf>> {
         let path = |chain_id: &String| {

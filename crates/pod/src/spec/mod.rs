@@ -73,6 +73,8 @@ pub struct ContainerInput<'a> {
     pub group: Option<&'a [u8]>,
     /// Namespaces to join.
     pub namespaces: Namespaces,
+    /// Directory with the image volumes that the request names, each by its place among the mounts.
+    pub volumes: PathBuf,
     /// Of [`cgroups_path`].
     pub cgroups_path: String,
     /// Whether the node's controllers are those of cgroup v2.

@@ -12,13 +12,13 @@ use stasis_cri_api::runtime::{ContainerConfig, Mount as Request, MountPropagatio
 use super::error::{Result, SpecError};
 use super::{ContainerInput, PodFiles};
 
+/// What a mount of an image always has: without them the OCI runtime would clear them (`nosuid`, `nodev` of the source).
+const IMAGE_OPTIONS: [&str; 2] = ["nosuid", "nodev"];
+
 /// Replaces each host path of the request's mounts by what it resolves to. CRI: a host path that does not exist is
-/// an error, and a link is followed (`Mount.host_path`). Image mounts must have been given a host path before.
+/// an error, and a link is followed (`Mount.host_path`). Mounts of images have none.
 pub fn resolve_mount_sources(config: &mut ContainerConfig) -> Result<()> {
-    for mount in &mut config.mounts {
-        if mount.image.is_some() {
-            return Err(SpecError::unsupported(field(mount), "mount a directory of the host instead of an image"));
-        }
+    for mount in config.mounts.iter_mut().filter(|mount| mount.image.is_none()) {
         let path = Path::new(&mount.host_path);
         let real = path.canonicalize().map_err(|e| SpecError::io(field(mount), path, e))?;
         mount.host_path = real
@@ -63,8 +63,11 @@ fn mount(destination: impl Into<PathBuf>, typ: &str, source: impl Into<PathBuf>,
 pub(super) fn mounts(input: &ContainerInput<'_>) -> Result<Vec<Mount>> {
     let mut requested: HashMap<PathBuf, Mount> = HashMap::new();
     let mut order: Vec<PathBuf> = Vec::new();
-    for request in &input.config.mounts {
-        let mount = requested_mount(request)?;
+    for (place, request) in input.config.mounts.iter().enumerate() {
+        let mount = match &request.image {
+            Some(_) => requested_mount(request, &crate::volumes::path(&input.volumes, place))?,
+            None => requested_mount(request, Path::new(&request.host_path))?,
+        };
         let destination = mount.destination().clone();
         if requested.insert(destination.clone(), mount).is_none() {
             order.push(destination);
@@ -121,7 +124,7 @@ fn pod_files(files: &PodFiles, readonly: bool) -> Vec<Mount> {
         .collect()
 }
 
-fn requested_mount(request: &Request) -> Result<Mount> {
+fn requested_mount(request: &Request, source: &Path) -> Result<Mount> {
     let destination = normalized(&request.container_path).ok_or_else(|| {
         SpecError::invalid(field(request), "container_path must be absolute and without `..`".to_owned())
     })?;
@@ -131,7 +134,7 @@ fn requested_mount(request: &Request) -> Result<Mount> {
             "the root file system is the image's, nothing can be mounted there",
         ));
     }
-    if !Path::new(&request.host_path).is_absolute() {
+    if !source.is_absolute() {
         return Err(SpecError::invalid(field(request), format!("host_path {:?} must be absolute", request.host_path)));
     }
     let mut options = vec!["rbind", propagation_of(request)?];
@@ -140,8 +143,15 @@ fn requested_mount(request: &Request) -> Result<Mount> {
         (false, true) => "ro",
         (false, false) => "rw",
     });
-    options.extend(request.mount_options.iter().map(String::as_str));
-    Ok(mount(destination, "bind", &request.host_path, &options))
+    if request.image.is_some() {
+        options.extend(IMAGE_OPTIONS);
+    }
+    for option in &request.mount_options {
+        if !options.contains(&option.as_str()) {
+            options.push(option);
+        }
+    }
+    Ok(mount(destination, "bind", source, &options))
 }
 
 fn propagation_of(request: &Request) -> Result<&'static str> {

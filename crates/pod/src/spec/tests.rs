@@ -87,6 +87,7 @@ pub(super) fn spec<'a>(
         passwd: Some(b"root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/:/bin/sh\n"),
         group: Some(b"app:x:1001:\ndisk:x:6:app\n"),
         namespaces: joined(),
+        volumes: PathBuf::from("/run/stasis/pods/p1/volumes/c1"),
         cgroups_path: "/kubepods/p1/c1".into(),
         cgroup_v2: true,
         files: PodFiles {

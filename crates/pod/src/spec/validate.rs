@@ -271,9 +271,22 @@ fn variable(variable: &KeyValue) -> Result<()> {
 fn mount(mount: &Mount) -> Result<()> {
     let field = format!("mount {:?}", mount.container_path);
     absolute(&field, &mount.container_path)?;
-    if mount.image.is_some() {
+    if let Some(image) = &mount.image {
         if !mount.host_path.is_empty() {
             return invalid(field, "names an image and a host path: give only one of them");
+        }
+        if image.image.is_empty() {
+            return invalid(field, "has an image without a name");
+        }
+        // "All image mounts are per feature definition readonly."
+        if !mount.readonly {
+            return invalid(field, "is of an image, which is mounted read-only: set readonly");
+        }
+        if mount.propagation != i32::from(MountPropagation::PropagationPrivate) {
+            return invalid(field, "is of an image, which nothing is mounted below: leave propagation private");
+        }
+        if mount.image_sub_path.len() > PATH_MAX || mount.image_sub_path.contains('\0') {
+            return invalid(field, format!("image_sub_path {:?} is no path", mount.image_sub_path));
         }
     } else if !Path::new(&mount.host_path).is_absolute() || mount.host_path.contains('\0') {
         return invalid(field, format!("host_path {:?} must be absolute", mount.host_path));

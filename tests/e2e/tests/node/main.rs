@@ -20,4 +20,5 @@ mod shim_dies;
 mod streaming;
 mod travel;
 mod usage;
+mod volumes;
 mod workloads;
