@@ -25,6 +25,7 @@ use crate::restore::Restore;
 use crate::signal::{self, SIGKILL, SIGTERM};
 use crate::spec::{self, ContainerInput, Namespaces, PidNamespace, PodFiles};
 use crate::state::{Admission, Event, Operation, admit, apply};
+use crate::target;
 use crate::volumes;
 
 /// How long a container may take to vanish after SIGKILL: the kernel ends it at once unless it waits for a device.
@@ -65,6 +66,9 @@ impl Pods {
         // for a container what its pod was not granted.
         let pod_config = pod.record().config.clone().unwrap_or_default();
         spec::validate_container(&config)?;
+        if let Some(target) = target::requested(&config) {
+            self.running_target(&pod, target)?;
+        }
         let id = stasis_sys::file::random_id();
         let reservation = self.names.reserve("container", container_name(&pod.id, &config), &id)?;
         let volumes: Vec<usize> = volumes::requested(&config).map(|(place, ..)| place).collect();
@@ -216,7 +220,7 @@ impl Pods {
             image: &image.config,
             passwd: passwd.as_deref(),
             group: group.as_deref(),
-            namespaces: container_namespaces(&dir, pod_config, config)?,
+            namespaces: container_namespaces(&dir, pod_config, config, self.target_pin(&pod.id, id))?,
             volumes: self.volumes_dir(&pod.id, id),
             cgroups_path: cgroups_path.to_owned(),
             cgroup_v2: self.cgroups.mode() == stasis_cgroup::Mode::V2,
@@ -273,6 +277,7 @@ impl Pods {
         let record = container.record().clone();
         let bundle = self.bundle(&pod.id, &container.id);
         let config = record.config.clone().unwrap_or_default();
+        self.pin_target(pod, &container.id, &config).await?;
         let text = bundle.join("config.json");
         let ours = handler.runtime == crate::sandbox::SANDBOX_RUNTIME;
         let options = RunOptions {
@@ -430,6 +435,7 @@ impl Pods {
         if let Err(error) = self.images.remove_rootfs(id).await {
             warn!(container = id, %error, "cannot remove the root file system of a container");
         }
+        self.unpin_target(pod_id, id).await;
         let bundle = self.bundle(pod_id, id);
         if let Err(error) = stasis_sys::mount::unmount_all_below(&bundle) {
             warn!(container = id, %error, "cannot unmount the bundle of a container");
@@ -536,7 +542,12 @@ fn log_path(pod_config: &PodSandboxConfig, config: &ContainerConfig) -> Option<P
     Some(Path::new(&pod_config.log_directory).join(relative))
 }
 
-fn container_namespaces(dir: &Path, pod: &PodSandboxConfig, config: &ContainerConfig) -> Result<Namespaces> {
+fn container_namespaces(
+    dir: &Path,
+    pod: &PodSandboxConfig,
+    config: &ContainerConfig,
+    target_pin: PathBuf,
+) -> Result<Namespaces> {
     let pinned = |name: &str| dir.join(layout::NAMESPACES).join(name);
     let pod_options = files::namespaces(pod).cloned().unwrap_or_default();
     let own = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref()?.namespace_options.as_ref());
@@ -555,12 +566,7 @@ fn container_namespaces(dir: &Path, pod: &PodSandboxConfig, config: &ContainerCo
             }
             NamespaceMode::Container => PidNamespace::Private,
             NamespaceMode::Node => PidNamespace::Host,
-            NamespaceMode::Target => {
-                return Err(Error::new(
-                    Kind::Unimplemented,
-                    "PID namespaces of a target container are not supported yet",
-                ));
-            }
+            NamespaceMode::Target => PidNamespace::Path(target_pin),
         },
     })
 }

@@ -15,7 +15,7 @@
 //!        ├─ monitor    waits for every running task and records its exit
 //!        ├─ reconcile  after a start of the daemon: what is true, what is left over
 //!        ├─ apparmor   our default profile, and which are loaded
-//!        ├─ volumes    images as volumes
+//!        ├─ volumes    images as volumes                      target   PID namespaces of other containers
 //!        ├─ store      records in meta.redb                   state    what may follow what
 //!        └─ spec       CRI configuration → OCI runtime specification
 //! ```
@@ -47,6 +47,7 @@ mod state;
 mod stats;
 mod store;
 mod stream;
+mod target;
 mod update;
 mod volumes;
 

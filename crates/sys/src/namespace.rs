@@ -155,8 +155,8 @@ fn pin_all(pid: i32, kinds: &[Kind], dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// On an error nothing stays.
-fn pin(pid: i32, kind: Kind, dir: &Path) -> io::Result<()> {
+/// Pins a namespace of the process `pid` on the file `<dir>/<kind>`, which it creates. On an error nothing stays.
+pub fn pin(pid: i32, kind: Kind, dir: &Path) -> io::Result<()> {
     let target = dir.join(kind.name());
     // Never over an existing file: it could be the pin of a namespace in use.
     OpenOptions::new()

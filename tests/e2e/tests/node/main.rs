@@ -18,6 +18,7 @@ mod refusals;
 mod security;
 mod shim_dies;
 mod streaming;
+mod target;
 mod travel;
 mod usage;
 mod volumes;
