@@ -45,7 +45,7 @@ impl RuntimeService for Runtime {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
-        call::read("Status", "", async { Ok(self.node_status(request.into_inner().verbose)) }).await
+        call::read("Status", "", async { self.node_status(request.into_inner().verbose).await }).await
     }
 
     async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {
@@ -444,27 +444,30 @@ impl Runtime {
     }
 
     /// What `crictl info` shows beside the conditions, under the keys that containerd uses where it has the same.
-    fn info(&self) -> HashMap<String, String> {
+    async fn info(&self) -> Result<HashMap<String, String>, Status> {
         let network = match self.0.cni.status() {
             Ok(_) => "OK".to_owned(),
             Err(not_ready) => not_ready.to_string(),
         };
-        HashMap::from([
+        let cdi = self.0.pods.cdi().await.map_err(from_pod)?;
+        let cdi = serde_json::json!({ "devices": cdi.devices, "errors": cdi.errors });
+        Ok(HashMap::from([
+            ("cdi".to_owned(), cdi.to_string()),
             ("config".to_owned(), self.0.configuration.read().unwrap_or_else(PoisonError::into_inner).clone()),
             ("lastCNILoadStatus".to_owned(), serde_json::Value::from(network).to_string()),
             ("version".to_owned(), serde_json::Value::from(self.0.version.as_str()).to_string()),
-        ])
+        ]))
     }
 
     /// The two conditions that CRI requires, the handlers and what they can do.
-    fn node_status(&self, verbose: bool) -> StatusResponse {
+    async fn node_status(&self, verbose: bool) -> Result<StatusResponse, Status> {
         let runtime = condition("RuntimeReady", Ok(()));
         let network = condition("NetworkReady", self.network());
         let info = match verbose {
-            true => self.info(),
+            true => self.info().await?,
             false => HashMap::new(),
         };
-        StatusResponse {
+        Ok(StatusResponse {
             status: Some(RuntimeStatus { conditions: vec![runtime, network] }),
             info,
             runtime_handlers: self.0.handlers.clone(),
@@ -473,7 +476,7 @@ impl Runtime {
                 user_namespaces_host_network: false,
                 mount_options: true,
             }),
-        }
+        })
     }
 }
 

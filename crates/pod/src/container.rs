@@ -143,7 +143,7 @@ impl Pods {
         });
         let config = config.await.map_err(|error| Error::internal(format!("a path was not resolved: {error}")))??;
         if let Some(restore) = &source.restore {
-            restore.check_request(&config)?;
+            restore.check_request(&config, &self.cdi_edits(&config)?)?;
         }
         self.images.prepare_rootfs(&source.base, id).await?;
         let bundle = self.bundle(&pod.id, id);
@@ -197,6 +197,13 @@ impl Pods {
         Ok(spec::cgroups_path(self.config.cgroup_driver, parent, id)?)
     }
 
+    /// What the CDI devices of a request need. No annotation names one: those of a request are words for people, and those
+    /// of an archive a stranger's (CVE-2026-53492).
+    fn cdi_edits(&self, config: &ContainerConfig) -> Result<stasis_cdi::Edits> {
+        let names = config.cdi_devices.iter().map(|device| device.name.as_str());
+        Ok(self.config.cdi.edits(names).map_err(spec::cdi::refused)?)
+    }
+
     /// The OCI spec of a container.
     pub(crate) fn spec(
         &self,
@@ -222,6 +229,7 @@ impl Pods {
             group: group.as_deref(),
             namespaces: container_namespaces(&dir, pod_config, config, self.target_pin(&pod.id, id))?,
             volumes: self.volumes_dir(&pod.id, id),
+            cdi: self.cdi_edits(config)?,
             cgroups_path: cgroups_path.to_owned(),
             cgroup_v2: self.cgroups.mode() == stasis_cgroup::Mode::V2,
             files: PodFiles {

@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 use stasis_metrics::{Counter, Histogram, Kind, Text};
 
 use crate::checkpoint::CheckpointReport;
-use crate::error::Result;
-use crate::pods::Pods;
+use crate::error::{IoContext as _, Result};
+use crate::pods::{Pods, blocking};
 use crate::record::Phase;
 
 /// What the engine counts.
@@ -51,6 +51,15 @@ impl Counters {
 }
 
 impl Pods {
+    /// The CDI devices of this host, and what is wrong with its specifications.
+    ///
+    /// # Errors
+    /// Where the files were not read to the end.
+    pub async fn cdi(&self) -> Result<stasis_cdi::Overview> {
+        let registry = self.config.cdi.clone();
+        blocking(move || Ok(registry.overview())).await.doing("read the CDI specifications")
+    }
+
     /// Writes the metrics of pods, containers, checkpoints and restores.
     pub fn write_metrics(&self, text: &mut Text) {
         let pods = self.pods.all();

@@ -76,6 +76,8 @@ pub struct Config {
     pub checkpoint_limits: CheckpointLimits,
     /// Which checkpoints stay.
     pub checkpoint_retention: Retention,
+    /// CDI devices of this host.
+    pub cdi: stasis_cdi::Registry,
     /// What makes checkpoints here, for the annotations of checkpoint images.
     pub engine_facts: stasis_checkpoint::EngineFacts,
 }

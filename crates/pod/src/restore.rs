@@ -169,9 +169,11 @@ impl Pods {
 }
 
 impl Restore {
-    /// Compares what the archive claims with what the request grants.
-    pub(crate) fn check_request(&self, config: &ContainerConfig) -> Result<()> {
-        let granted: Vec<&str> = config.mounts.iter().map(|mount| mount.container_path.as_str()).collect();
+    /// Compares what the archive claims with what the request grants, `cdi` being what its CDI devices need.
+    pub(crate) fn check_request(&self, config: &ContainerConfig, cdi: &stasis_cdi::Edits) -> Result<()> {
+        let of_request = config.mounts.iter().map(|mount| mount.container_path.as_str());
+        let granted: Vec<&str> =
+            of_request.chain(cdi.mounts.iter().map(|mount| mount.container_path.as_str())).collect();
         let missing = self.source.missing_mounts(&granted);
         if missing.is_empty() {
             return Ok(());

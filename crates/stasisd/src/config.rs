@@ -52,6 +52,7 @@ pub(crate) struct Config {
     pub(crate) metrics: Metrics,
     pub(crate) engines: Engines,
     pub(crate) cni: Cni,
+    pub(crate) cdi: Cdi,
     pub(crate) cgroup: Cgroup,
     pub(crate) shim: Shim,
     pub(crate) runtimes: BTreeMap<String, Runtime>,
@@ -102,6 +103,13 @@ pub(crate) struct Cni {
     pub(crate) conf_dir: PathBuf,
     pub(crate) bin_dirs: Vec<PathBuf>,
     pub(crate) plugin_timeout_seconds: u64,
+}
+
+/// `[cdi]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Cdi {
+    pub(crate) spec_dirs: Vec<PathBuf>,
 }
 
 /// `[cgroup]`
@@ -338,6 +346,7 @@ impl Config {
             (vec!["cni", "conf_dir"], &self.cni.conf_dir),
         ];
         paths.extend(self.cni.bin_dirs.iter().map(|dir| (vec!["cni", "bin_dirs"], dir.as_path())));
+        paths.extend(self.cdi.spec_dirs.iter().map(|dir| (vec!["cdi", "spec_dirs"], dir.as_path())));
         paths.extend(self.engines.path.iter().map(|dir| (vec!["engines", "path"], dir.as_path())));
         paths
             .extend(self.checkpoint.archive_dirs.iter().map(|dir| (vec!["checkpoint", "archive_dirs"], dir.as_path())));
@@ -391,6 +400,7 @@ impl Default for Config {
             metrics: Metrics::default(),
             engines: Engines::default(),
             cni: Cni::default(),
+            cdi: Cdi::default(),
             cgroup: Cgroup::default(),
             shim: Shim::default(),
             runtimes: BTreeMap::from([(BUILT_IN_RUNTIME.into(), Runtime::default())]),
@@ -422,6 +432,12 @@ impl Default for Cni {
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             plugin_timeout_seconds: 60,
         }
+    }
+}
+
+impl Default for Cdi {
+    fn default() -> Self {
+        Self { spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()] }
     }
 }
 

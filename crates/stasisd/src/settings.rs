@@ -96,6 +96,7 @@ impl Config {
                 reserve_bytes: self.checkpoint.reserve_bytes,
             },
             checkpoint_retention: self.retention(),
+            cdi: stasis_cdi::Registry::new(self.cdi.spec_dirs.clone()),
             engine_facts: facts,
         }
     }

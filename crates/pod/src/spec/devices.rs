@@ -49,7 +49,7 @@ pub(super) fn devices(requested: &[Device], privileged: bool, with_host_devices:
     Ok(Devices { nodes: nodes.into_values().collect(), rules })
 }
 
-fn rule(allow: bool, node: Option<&LinuxDevice>, access: &str) -> LinuxDeviceCgroup {
+pub(super) fn rule(allow: bool, node: Option<&LinuxDevice>, access: &str) -> LinuxDeviceCgroup {
     let mut rule = LinuxDeviceCgroup::default();
     rule.set_allow(allow);
     rule.set_typ(node.map(LinuxDevice::typ));
@@ -82,7 +82,7 @@ fn requested_nodes(request: &Device) -> Result<Vec<LinuxDevice>> {
     Ok(found.into_iter().map(below).collect())
 }
 
-fn node(path: &Path, stat: &Stat) -> Option<LinuxDevice> {
+pub(super) fn node(path: &Path, stat: &Stat) -> Option<LinuxDevice> {
     let typ = match FileType::from_raw_mode(stat.st_mode) {
         FileType::CharacterDevice => LinuxDeviceType::C,
         FileType::BlockDevice => LinuxDeviceType::B,

@@ -10,9 +10,11 @@
 //!   process       arguments, environment, directory  seccomp      profile files → filter
 //!   user          who it runs as                     mounts       standard, the pod's, the request's
 //!   capabilities  default, added, dropped            devices, resources, cgroups
+//!   cdi           what CDI devices need, last
 //! ```
 
 mod capabilities;
+pub(crate) mod cdi;
 mod cgroups;
 mod confinement;
 mod devices;
@@ -75,6 +77,8 @@ pub struct ContainerInput<'a> {
     pub namespaces: Namespaces,
     /// Directory with the image volumes that the request names, each by its place among the mounts.
     pub volumes: PathBuf,
+    /// What the CDI devices of the request need.
+    pub cdi: stasis_cdi::Edits,
     /// Of [`cgroups_path`].
     pub cgroups_path: String,
     /// Whether the node's controllers are those of cgroup v2.
@@ -168,6 +172,7 @@ pub fn container_spec(input: &ContainerInput<'_>) -> Result<Spec> {
     spec.set_mounts(Some(mounts::mounts(input)?));
     spec.set_annotations(Some(annotations(input)));
     spec.set_linux(Some(linux(input, context, &bounding)?));
+    cdi::apply(&mut spec, &input.cdi)?;
     Ok(spec)
 }
 

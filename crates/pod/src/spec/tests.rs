@@ -88,6 +88,7 @@ pub(super) fn spec<'a>(
         group: Some(b"app:x:1001:\ndisk:x:6:app\n"),
         namespaces: joined(),
         volumes: PathBuf::from("/run/stasis/pods/p1/volumes/c1"),
+        cdi: Default::default(),
         cgroups_path: "/kubepods/p1/c1".into(),
         cgroup_v2: true,
         files: PodFiles {
@@ -325,7 +326,7 @@ fn error_texts() {
         container_error(|c| c.image = None),
         container_error(|c| c.log_path = "../../etc/cron.d/x".into()),
         container_error(|c| c.mounts = vec![Mount { container_path: "x".into(), ..Default::default() }]),
-        container_error(|c| c.cdi_devices = vec![stasis_cri_api::runtime::CdiDevice { name: "v.com/gpu=1".into() }]),
+        super::cdi::refused(stasis_cdi::Registry::new(Vec::new()).edits(["v.com/gpu=1"]).unwrap_err()).to_string(),
         spec(&pod(), &container(), |i| i.passwd = None).unwrap_err().to_string(),
     ];
     insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {

@@ -87,10 +87,7 @@ pub fn validate_container(config: &ContainerConfig) -> Result<()> {
     if !config.working_dir.is_empty() {
         absolute("working_dir", &config.working_dir)?;
     }
-    if let Some(cdi) = config.cdi_devices.first() {
-        let reason = format!("the request names {:?}; use `devices`, or a device plugin without CDI", cdi.name);
-        return Err(SpecError::unsupported("CDI_devices", reason));
-    }
+    count("CDI_devices", config.cdi_devices.len(), DEVICES_MAX)?;
     config.linux.as_ref().and_then(|l| l.security_context.as_ref()).map_or(Ok(()), security_context)
 }
 

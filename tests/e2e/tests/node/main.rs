@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod always_thawed;
+mod cdi;
 mod checkpoint;
 mod daemon_dies;
 mod events;
