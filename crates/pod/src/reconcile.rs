@@ -212,6 +212,8 @@ impl Pods {
             // What fails of it is logged, and tried again at the next start.
             let _ = self.tear_down(&id).await;
         }
+        // Before the layers below them.
+        self.clear_volumes().await;
         for key in self.images.rootfs_keys()? {
             if self.containers.get(crate::restore::container_of_key(&key)).is_none() {
                 info!(snapshot = key, "removing a root file system that no container stands for");

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use stasis_cri_api::runtime::{ContainerConfig, Mount};
 use stasis_image::Image;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::error::{Error, IoContext as _, Kind, Result};
 use crate::pods::{Pods, remove_tree};
@@ -93,6 +93,26 @@ impl Pods {
         for place in places {
             if let Err(error) = self.images.remove_rootfs(&key(id, place)).await {
                 warn!(container = id, %error, "cannot let go of the layers of an image volume");
+            }
+        }
+    }
+
+    /// Unmounts image volumes whose container is gone: the daemon ended while it was made. Their layers are let go of with
+    /// all others that no container stands for.
+    pub(crate) async fn clear_volumes(&self) {
+        for pod in self.pods.all() {
+            let dir = self.pod_dir(&pod.id).join(DIRECTORY);
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                let id = entry.file_name().to_string_lossy().into_owned();
+                if self.containers.get(&id).is_some() {
+                    continue;
+                }
+                info!(container = id, "unmounting image volumes that no container stands for");
+                if let Err(error) = stasis_sys::mount::unmount_all_below(&entry.path()) {
+                    warn!(container = id, %error, "cannot unmount image volumes that no container stands for");
+                } else if let Err(error) = remove_tree(&entry.path()).await {
+                    warn!(container = id, %error, "cannot remove image volumes that no container stands for");
+                }
             }
         }
     }

@@ -36,15 +36,17 @@ fn a_container_joins_the_processes_of_another() {
         stage.import(&["busybox"])?;
         let pod = stage.pod("pod").await?;
         let target = stage.script(&pod, "app", "exec sleep 1111").await?;
-        let debug = stage.container(&pod, joining(shell("debug", "exec sleep 2222"), &target.id)?).await?;
+        let debug = stage.container(&pod, joining(shell("debug", "sleep 3333 & exec sleep 2222"), &target.id)?).await?;
         assert_eq!(namespace(stage, &debug).await?, namespace(stage, &target).await?);
         assert_eq!(stage.sh(&debug, "cat /proc/1/cmdline | tr '\\0' ' '").await?, "sleep 1111");
         let seen = stage.sh(&target, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '").await?;
         ensure!(seen.contains("sleep 2222"), "{seen}");
 
-        // The end of the joined is not that of the target; a second one joins as well, also after a crash of the daemon.
+        // The end of the joined is that of all its processes, and not that of the target; a second one joins as well, also after a crash of the daemon.
         stage.node.cri.stop(&debug, 0).await?;
         assert_eq!(stage.node.cri.status(&target).await?.state(), ContainerState::ContainerRunning);
+        let left = stage.sh(&target, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '").await?;
+        ensure!(!left.contains("3333"), "{left}");
         stage.node.cri.remove(&debug).await?;
         assert_eq!(pins(stage)?, 0);
         let again = stage.node.cri.create(&pod, joining(shell("again", "exec sleep 3333"), &target.id)?).await?;

@@ -207,9 +207,16 @@ fn the_image_of_a_volume_is_kept_while_it_is_used() {
         let created = stage.node.cri.create(&pod, config).await?;
         assert_eq!(pinned(stage).await?, (true, true), "a collector of images must leave it alone");
 
+        // What a create left that was cut short by the daemon's death.
+        let cut_short =
+            stage.node.ground.state().join("pods").join(&pod.id).join("volumes").join("0".repeat(64)).join("0");
+        fs::create_dir_all(&cut_short)?;
+        rustix::mount::mount("tmpfs", &cut_short, "tmpfs", rustix::mount::MountFlags::empty(), None)?;
+
         // Neither the daemon's death nor the image's removal takes it away.
         stage.node.kill_daemon()?;
         stage.node.restart_daemon().await?;
+        assert!(!cut_short.exists(), "nobody stands for it");
         assert_eq!(pinned(stage).await?, (true, true));
         stage.node.cri.remove_image(DATA).await?;
         stage.node.cri.start(&created).await?;
