@@ -64,7 +64,7 @@ async fn processor_time_is_told(stage: &mut Stage, busy: &Container, quiet: &Con
 }
 
 async fn memory_is_told(stage: &mut Stage, pod: &Pod) -> Result<()> {
-    let mut config = shell("memory", "text=$(head -c 20971520 /dev/zero | tr '\\0' x); echo full; sleep 100000");
+    let mut config = shell("memory", "text=$(head -c 25165824 /dev/zero | tr '\\0' x); echo full; sleep 100000");
     let resources = LinuxContainerResources { memory_limit_in_bytes: 200 << 20, ..Default::default() };
     config.linux.get_or_insert_default().resources = Some(resources);
     let container = stage.container(pod, config).await?;
