@@ -72,8 +72,8 @@ pub struct Keep {
 }
 
 impl Retention {
-    /// Those of `all` that go; `at` is now, in nanoseconds since 1970.
-    fn surplus<'a>(&self, all: &'a [CheckpointEntry], at: i64) -> Vec<&'a CheckpointEntry> {
+    /// Those of `all` that go, but for the one whose ID is `spared`, which counts; `at` is now, in nanoseconds since 1970.
+    fn surplus<'a>(&self, all: &'a [CheckpointEntry], at: i64, spared: Option<&str>) -> Vec<&'a CheckpointEntry> {
         let mut newest: Vec<&CheckpointEntry> = all.iter().collect();
         newest.sort_by_key(|entry| std::cmp::Reverse(entry.created_at));
         let max_age = i64::try_from(self.max_age.as_nanos()).unwrap_or(i64::MAX);
@@ -88,7 +88,7 @@ impl Retention {
                 namespaces.is_over(entry.namespace.clone(), entry),
                 node.is_over(String::new(), entry),
             ];
-            !entry.pinned && (old || over.contains(&true))
+            !entry.pinned && spared != Some(&entry.id) && (old || over.contains(&true))
         };
         newest.into_iter().filter(goes).collect()
     }
@@ -146,7 +146,7 @@ impl Pods {
         let _index = self.checkpoint_index.lock().await;
         let all = self.checkpoints().await?;
         let retention = retention.unwrap_or(&self.config.checkpoint_retention);
-        let surplus = retention.surplus(&all, now());
+        let surplus = retention.surplus(&all, now(), None);
         if dry_run {
             return Ok(surplus.into_iter().cloned().collect());
         }
@@ -195,8 +195,7 @@ impl Pods {
         // The new one is there whatever becomes of the old ones, and does not go with them: somebody was told of it.
         let id = entry.id.clone();
         all.push(entry);
-        let surplus = self.config.checkpoint_retention.surplus(&all, now());
-        let surplus = surplus.into_iter().filter(|entry| entry.id != id).collect();
+        let surplus = self.config.checkpoint_retention.surplus(&all, now(), Some(&id));
         if let Err(error) = self.remove_entries(surplus).await {
             warn!(%error, "cannot prune checkpoints");
         }
@@ -276,11 +275,25 @@ mod tests {
         }
     }
 
-    fn check(retention: &Retention, all: &[CheckpointEntry], expected: &[&str]) {
-        let mut gone: Vec<&str> =
-            retention.surplus(all, 1_000_000_000_000).iter().map(|entry| entry.id.as_str()).collect();
+    fn check_sparing(spared: Option<&str>, retention: &Retention, all: &[CheckpointEntry], expected: &[&str]) {
+        let surplus = retention.surplus(all, 1_000_000_000_000, spared);
+        let mut gone: Vec<&str> = surplus.iter().map(|entry| entry.id.as_str()).collect();
         gone.sort_unstable();
         assert_eq!(gone, expected, "{retention:?}");
+    }
+
+    fn check(retention: &Retention, all: &[CheckpointEntry], expected: &[&str]) {
+        check_sparing(None, retention, all, expected);
+    }
+
+    #[test]
+    fn the_one_that_was_just_made_stays_and_counts() {
+        let all = [entry("a1", "a", "x", 0), entry("a2", "a", "x", 10)];
+        let too_large = Retention { node: Keep { count: 0, bytes: 50 }, ..Retention::default() };
+        check(&too_large, &all, &["a1", "a2"]);
+        check_sparing(Some("a1"), &too_large, &all, &["a2"]);
+        let one = Retention { container: Keep { count: 1, bytes: 0 }, ..Retention::default() };
+        check_sparing(Some("a1"), &one, &all, &["a2"]);
     }
 
     #[test]
