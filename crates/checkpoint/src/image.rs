@@ -108,7 +108,8 @@ pub fn image_from_archive(
     let open = || File::open(archive).doing_to("open", archive);
     let config_dump = read_metadata(open()?)?.config;
     let inspection = inspect(open()?)?;
-    let layer_media_type = match Compression::of(&mut open()?)? {
+    let compression = Compression::of(&mut open()?)?;
+    let layer_media_type = match compression {
         Compression::None => "application/vnd.oci.image.layer.v1.tar",
         Compression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
         Compression::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
@@ -123,7 +124,7 @@ pub fn image_from_archive(
         Some(known) => known,
         None => {
             let layer = digest(open()?).doing_to("read", archive)?;
-            let diff_id = match Compression::of(&mut open()?)? {
+            let diff_id = match compression {
                 Compression::None => layer.clone(),
                 _ => digest(Source::new(open()?)?).doing_to("decompress", archive)?,
             };

@@ -195,7 +195,6 @@ impl Settings {
         Ok(())
     }
 
-    /// Options that exclude each other.
     /// Whether what is written can become an image.
     ///
     /// # Errors
@@ -209,6 +208,7 @@ impl Settings {
         }
     }
 
+    /// Options that exclude each other.
     fn check(self) -> Result<Self> {
         if self.image.is_some() {
             self.check_for_image()?;
