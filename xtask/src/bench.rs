@@ -43,7 +43,7 @@ const CHECKPOINTS: [(&str, Load, [Bar; 4]); 4] = [
     (
         "checkpoint",
         Load { mebibytes: 1, processes: 1 },
-        [Bar::Ratio(0.5), Bar::AtMost(30.0), Bar::Ratio(1.0), Bar::None],
+        [Bar::Ratio(0.5), Bar::Both(0.5, 30.0), Bar::Ratio(1.0), Bar::None],
     ),
     ("processes", Load { mebibytes: 1, processes: 100 }, [Bar::None, Bar::AtMost(300.0), Bar::Ratio(1.0), Bar::None]),
     (

@@ -96,20 +96,20 @@ async fn at_once(node: &Node, running: &[Running]) -> Result<Measured> {
 /// A thread that looks how much memory is left.
 struct Watch {
     stop: Arc<AtomicBool>,
-    thread: thread::JoinHandle<Result<f64>>,
+    thread: thread::JoinHandle<f64>,
 }
 
 impl Watch {
     fn start() -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, before) = (Arc::clone(&stop), available()?);
+        let (stopped, before) = (Arc::clone(&stop), available());
         let look = move || {
             let mut least = before;
             while !stopped.load(Ordering::Relaxed) {
-                least = least.min(available()?);
+                least = least.min(available());
                 thread::sleep(PAUSE);
             }
-            Ok(before - least)
+            before - least
         };
         Ok(Self { stop, thread: thread::Builder::new().spawn(look)? })
     }
@@ -117,14 +117,11 @@ impl Watch {
     /// The most that was taken since the start, in megabytes.
     fn finish(self) -> Result<f64> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow::anyhow!("the thread that watches the memory panicked"))?
+        self.thread.join().map_err(|_| anyhow::anyhow!("the thread that watches the memory panicked"))
     }
 }
 
 /// Memory that programs can still get, in megabytes; what the page cache holds is among it.
-fn available() -> Result<f64> {
-    let text = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kibibytes: Option<f64> = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    Ok(kibibytes.context("/proc/meminfo has no MemAvailable")? * 1024.0 / 1e6)
+fn available() -> f64 {
+    stasis_sys::memory::available() as f64 / 1e6
 }

@@ -12,6 +12,8 @@ pub(super) enum Bar {
     Ratio(f64),
     /// At most this, whatever the peer's.
     AtMost(f64),
+    /// At most this share of the peer's, and at most this.
+    Both(f64, f64),
     /// Shown only.
     None,
 }
@@ -72,6 +74,7 @@ impl Row {
         match self.bar {
             Bar::Ratio(most) => Some(self.ratio()? <= most),
             Bar::AtMost(most) => Some(*ours <= most),
+            Bar::Both(share, most) => Some(self.ratio()? <= share && *ours <= most),
             Bar::None => None,
         }
     }
@@ -89,6 +92,7 @@ impl fmt::Display for Row {
         let bar = match self.bar {
             Bar::Ratio(most) => format!("ratio ≤ {most}"),
             Bar::AtMost(most) => format!("≤ {most}"),
+            Bar::Both(share, most) => format!("ratio ≤ {share}, ≤ {most}"),
             Bar::None => String::new(),
         };
         write!(formatter, "  {bar:<12}")?;
