@@ -145,6 +145,17 @@ impl Stage {
         command
     }
 
+    /// Checkpoints a container and removes its pod; returns the archive's path.
+    ///
+    /// # Errors
+    /// Those of both.
+    pub async fn put_away(&mut self, pod: &Pod, container: &Container, archive: &str) -> Result<String> {
+        let archive = self.archive(archive);
+        self.node.cri.checkpoint(container, &archive).await?;
+        self.remove(pod).await?;
+        Ok(archive.display().to_string())
+    }
+
     /// Runs a pod.
     ///
     /// # Errors

@@ -65,11 +65,9 @@ async fn carry(
     container: &Container,
     mut config: ContainerConfig,
 ) -> Result<(Pod, Container)> {
-    let archive = stage.archive("carried.tar");
-    stage.node.cri.checkpoint(container, &archive).await?;
-    stage.remove(pod).await?;
+    let archive = stage.put_away(pod, container, "carried.tar").await?;
     let pod = stage.pod("second").await?;
-    config.image = container_config("", &archive.display().to_string(), &[]).image;
+    config.image = container_config("", &archive, &[]).image;
     let container = stage.container(&pod, config).await?;
     Ok((pod, container))
 }

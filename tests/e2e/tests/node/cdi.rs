@@ -160,13 +160,11 @@ fn a_restored_container_has_the_cdi_devices_of_its_request() {
         config.annotations.insert("cdi.k8s.io/plugin".into(), "vendor.test/thing=full".into());
         let container = stage.container(&pod, config).await?;
         counts_beyond(&container, 5).await?;
-        let archive = stage.archive("cdi.tar");
-        stage.node.cri.checkpoint(&container, &archive).await?;
-        stage.remove(&pod).await?;
+        let archive = stage.put_away(&pod, &container, "cdi.tar").await?;
 
         // What the archive had is not given: its mounts are missed, and named.
         let pod = stage.pod("second").await?;
-        let restored = container_config("main", &archive.display().to_string(), &[]);
+        let restored = container_config("main", &archive, &[]);
         let (code, message) = refusal(stage.node.cri.create(&pod, restored.clone()).await)?;
         assert_eq!(code, Code::InvalidArgument);
         ensure!(message.contains("/opt/lib"), "{message}");

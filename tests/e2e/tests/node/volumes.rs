@@ -258,12 +258,10 @@ fn a_container_with_an_image_volume_goes_on_elsewhere() {
         let script = format!("cd /data/deep; exec 3< /data/weights; {COUNT}");
         let container = stage.container(&pod, with("main", &script, vec![volume("model")])).await?;
         counts_beyond(&container, 5).await?;
-        let archive = stage.archive("volume.tar");
-        stage.node.cri.checkpoint(&container, &archive).await?;
-        stage.remove(&pod).await?;
+        let archive = stage.put_away(&pod, &container, "volume.tar").await?;
 
         let pod = stage.pod("second").await?;
-        let restored = container_config("main", &archive.display().to_string(), &[]);
+        let restored = container_config("main", &archive, &[]);
         let (code, message) = refusal(stage.node.cri.create(&pod, restored.clone()).await)?;
         assert_eq!(code, Code::InvalidArgument);
         ensure!(message.contains("/data"), "names the mount that is missing: {message}");
