@@ -1,6 +1,6 @@
-//! The `tar` that CRIU finds in a dump. It has a tmpfs of the container saved by one while the container is frozen, and GNU
-//! tar with the gzip that it starts takes three times as long as this for the few files that such a tmpfs has: devices in
-//! `/dev`, nothing in a masked directory.
+//! The `tar` that CRIU finds in a dump. It has a tmpfs of the container saved by one while the container is frozen, and with
+//! GNU tar and the gzip that it starts that takes twice as long, for the few files that such a tmpfs has: devices in `/dev`,
+//! nothing in a masked directory.
 //!
 //! Whatever is not as small, or not asked for in CRIU's very words, is left to the node's own tar, before a byte is written.
 
