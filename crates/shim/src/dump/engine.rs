@@ -25,8 +25,9 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// How much of the end of CRIU's log is read for the diagnosis.
 const LOG_MAX: u64 = 8 << 20;
 
-/// Diagnosis of a dump whose processes could not be stopped in time.
-const NOT_STOPPED: &str = "criu-timeout";
+/// Diagnoses that another attempt may not have: processes that could not be stopped in time, and connections that were just
+/// not accepted yet, as a busy server has them all the time.
+const PASSING: [&str; 2] = ["criu-timeout", "in-flight"];
 
 /// `runc checkpoint` and what it started.
 #[derive(Debug)]
@@ -111,7 +112,10 @@ impl Engine {
             Some(log) => {
                 let diagnosis = diagnose(&log);
                 let message = format!("the container cannot be checkpointed: {diagnosis}");
-                Failed { error: ShimError { reason: Reason::Engine, message }, passing: diagnosis.code == NOT_STOPPED }
+                Failed {
+                    error: ShimError { reason: Reason::Engine, message },
+                    passing: PASSING.contains(&diagnosis.code),
+                }
             }
             None => said.into(),
         }
@@ -199,4 +203,21 @@ fn children() -> Vec<i32> {
 pub(crate) fn read_tail(path: &Path) -> Option<String> {
     let text = stasis_sys::path::read_tail(path, LOG_MAX).ok().filter(|text| !text.is_empty())?;
     Some(String::from_utf8_lossy(&text).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_by_itself_is_tried_again() {
+        let passes = |line: &str| PASSING.contains(&diagnose(line).code);
+        assert!(passes(
+            "(00.02) Error (criu/sk-inet.c:186): inet: In-flight connections can be ignored with the --skip-in-flight option."
+        ));
+        assert!(passes("(03.00) Error (criu/cr-dump.c:1): Timeout reached. Try to interrupt: 0"));
+        assert!(!passes(
+            "(00.02) Error (criu/sk-inet.c:1): inet: Connected TCP socket, consider using --tcp-established option."
+        ));
+    }
 }

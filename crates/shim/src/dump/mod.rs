@@ -65,8 +65,8 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// How often a dump is tried whose processes could not be stopped. A process that slips between vfork and exec just then
-/// is one reason, and such a moment is short.
+/// How often a dump is tried that fails for a moment's reason: a process slips between vfork and exec, a connection is not
+/// accepted yet.
 const ATTEMPTS: u32 = 3;
 /// How long CRIU may take to stop all processes; the container stands still meanwhile. They are frozen already, and 300
 /// take a tenth of a second.
